@@ -1,0 +1,68 @@
+"""Names of the layers of a coded record, and the block that carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+SEARCH = "search"
+GIST = "gist"
+EXACT = "exact"
+LAYERS: tuple[str, ...] = (SEARCH, GIST, EXACT)
+
+# Records that a classical coder stores better than the model does are kept as frames of this layer. It is
+# always written and can't be stripped: such a record has no gist and no vector.
+PLAIN = "plain"
+
+BLOCK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Block:
+    """Parts (records, or pieces of a long record) that were coded together.
+
+    count: number of parts.
+    layers: layer name -> bytes. Keys are a subset of LAYERS plus PLAIN; a layer that was not packed is absent.
+    """
+
+    count: int
+    layers: Mapping[str, bytes]
+
+
+class ArchiveCodec(Protocol):
+    """What an archive needs of a codec. `colazip.codec.Codec` is the implementation that ships."""
+
+    @property
+    def id(self) -> str:
+        """Hex digest of format, weights and tables: two codecs of one id read each other's blocks."""
+
+    @property
+    def name(self) -> str:
+        """Readable model name."""
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """Product-quantizer centroids, float32 [M, 256, D / M]; a search code is M bytes, a vector D floats."""
+
+    def split(self, data: bytes) -> list[bytes]:
+        """Cut one record into parts of at most BLOCK_BYTES; joined they give `data`; one empty part if empty."""
+
+    def encode_blocks(
+        self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS
+    ) -> list[Block]:
+        """Code each sequence of parts as one block. A result does not depend on what it is batched with."""
+
+    def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
+        """Exact bytes of every part. Raises MissingLayerError without EXACT, FormatError on damage."""
+
+    def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
+        """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""
+
+    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """(slots int64 [n], codes uint8 [n, M]): which parts of the block have a search code, and the codes."""
+
+    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
+        """Unit vectors, float32 [N, D]."""
