@@ -1,0 +1,85 @@
+"""Model configuration: frozen dataclasses <-> config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from colazip.errors import ModelError
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Width, depth and heads of one transformer."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a Text VAE, its prior and its search head. Every field decides tensor shapes or the stream."""
+
+    name: str
+    classes: int = 128  # the vocabulary is classes * slots tokens: a token is its class, then its slot
+    slots: int = 64
+    patch: int = 4  # tokens a latent
+    segment: int = 256  # patches that see each other; a longer part is several segments
+    embedding: int = 96
+    channels: int = 8  # latent channels a patch
+    groups: int = 2  # channels of a group are coded together, groups one after the other
+    encoder: StackConfig = field(default_factory=lambda: StackConfig(256, 2, 4))
+    context: StackConfig = field(default_factory=lambda: StackConfig(192, 2, 4))
+    refiner: StackConfig = field(default_factory=lambda: StackConfig(192, 1, 4))
+    decoder: StackConfig = field(default_factory=lambda: StackConfig(256, 2, 4))
+    exact: StackConfig = field(default_factory=lambda: StackConfig(320, 5, 5))
+    local_width: int = 192
+    local_hidden: int = 576
+    ngram_rows: int = 16384
+    ngram_width: int = 32
+    prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
+    prior_block: int = 16  # latents of a block of the DiT prior
+    vector: int = 128  # width of search vectors
+    code_bytes: int = 16  # bytes of a search code
+
+    @property
+    def vocabulary(self) -> int:
+        return self.classes * self.slots
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Raises ModelError on unknown, missing or ill-typed fields."""
+        try:
+            return _build(cls, json.loads(text))
+        except (ValueError, TypeError, KeyError) as e:
+            raise ModelError(f"config.json is not one of this release: {e}") from e
+
+
+_LIMIT = 1 << 20  # no field of a sane model is larger; bounds what a hostile config can allocate
+
+
+def _build(cls: type, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise TypeError(f"expected an object, found {type(values).__name__}")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(known)):
+        raise KeyError(f"unknown field {unknown[0]!r}")
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "name":
+            if not isinstance(value, str) or len(value) > 200:
+                raise TypeError("name must be a short string")
+            made[name] = value
+        elif isinstance(value, dict):
+            made[name] = _build(StackConfig, value)
+        elif isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LIMIT:
+            made[name] = value
+        else:
+            raise TypeError(f"{name} must be a positive integer below {_LIMIT}")
+    return cls(**made)

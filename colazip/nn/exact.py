@@ -1,0 +1,301 @@
+"""Layers whose result is the same bit for bit on any device, batch size and thread count.
+
+Every reduction runs over integers: operands sit on an int8 grid and at most MAX_K of them meet in a sum, so every
+partial sum is below 2**24 and float32 adds them exactly in any order. What is left is elementwise and rounded as IEEE 754
+says, each operation on its own (no fused multiply-add). Nothing here may be compiled or fused.
+
+Training runs the same forward pass; gradients go straight through the rounding, in bfloat16.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+GRID = 127.0
+MAX_K = 1040  # 127 * 127 * 1040 < 2**24
+ATTENTION_KEYS = 512  # 255 * 127 * 512 < 2**24
+
+# Attention weights: exp2 in steps of 1/32, as integers of at most 8 bits. A weight under 1/510 of the largest is 0.
+_EXP_STEPS = 32
+_EXP_TOP = 255
+# Frequencies: exp2 in steps of 1/32 over a range of 2**20.
+_FREQ_STEPS = 32
+_FREQ_BITS = 20
+PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entropy coder wants
+
+
+def _exp2_table(steps: int, count: int, top: int, floor: int) -> Tensor:
+    """round(top * 2**(-i / steps)) for i < count, at least `floor`. Integer arithmetic on exact 64-bit roots."""
+    # decimal gives correctly rounded powers on every platform, where the C library's exp2 need not.
+    from decimal import Decimal, localcontext
+
+    with localcontext() as context:
+        context.prec = 40
+        root = Decimal(2) ** (Decimal(-1) / Decimal(steps))
+        values, value = [], Decimal(top)
+        for _ in range(count):
+            values.append(max(floor, int(value.to_integral_value())))
+            value *= root
+    return torch.tensor(values, dtype=torch.float32)
+
+
+ATTENTION_TABLE = _exp2_table(_EXP_STEPS, 10 * _EXP_STEPS, _EXP_TOP, 0)
+FREQUENCY_TABLE = _exp2_table(_FREQ_STEPS, _FREQ_BITS * _FREQ_STEPS, 2**_FREQ_BITS, 1)
+
+
+@lru_cache(maxsize=1)
+def _int8_kernel_wins() -> bool:
+    """Whether this CPU's int8 matrix product is right on the largest operands and faster than float32's."""
+    a = torch.full((64, MAX_K), 127, dtype=torch.int8)
+    a[::2] = -127
+    b = torch.full((64, MAX_K), 127, dtype=torch.int8)
+    b[:, ::3] = -127
+    try:
+        if not torch.equal(torch._int_mm(a, b.t()), (a.long() @ b.t().long()).int()):
+            return False
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    x = torch.ones(256, 256, dtype=torch.int8)
+    y = x.float()
+
+    def best(fn: Any) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            fn()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return best(lambda: torch._int_mm(x, x.t())) < best(lambda: y @ y.t())
+
+
+def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Exact product of int8 matrices [N, K] x [M, K] -> float32 [N, M] of integers. K <= MAX_K."""
+    if a.shape[-1] > MAX_K:
+        raise ValueError(f"a sum over {a.shape[-1]} products is not exact in float32: at most {MAX_K}")
+    if a.device.type == "cpu" and a.shape[0] > 0 and _int8_kernel_wins():
+        return torch._int_mm(a, b.t()).float()
+    return a.float() @ b.t().float()
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale; a row of zeros has scale 1/127."""
+    top = x.abs().amax(-1, keepdim=True)
+    top = torch.where(top > 0, top, torch.ones_like(top))
+    return torch.round(x * (GRID / top)), top / GRID
+
+
+def _inverse_rms(q: Tensor) -> Tensor:
+    """1 / rms of integer rows [N, K] -> [N, 1]; the sum of squares is an exact integer."""
+    squares = (q * q).sum(-1, keepdim=True).clamp_min(1.0)
+    return 1.0 / torch.sqrt(squares / q.shape[-1])
+
+
+def _fast(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16)
+
+
+class _Linear(torch.autograd.Function):
+    """Forward: exact. Backward: straight through the rounding, scales held constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: bool) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        q, scale = quantize_rows(rows)
+        qw, scale_w = quantize_rows(weight)
+        factor = _inverse_rms(q) if norm else scale
+        q8, qw8 = q.to(torch.int8), qw.to(torch.int8)
+        y = integer_matmul(q8, qw8) * factor * scale_w.t()
+        ctx.save_for_backward(q, scale, factor, qw, scale_w)
+        ctx.norm = norm
+        ctx.shape = x.shape
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, scale, factor, qw, scale_w = ctx.saved_tensors
+        g = grads[0].reshape(-1, grads[0].shape[-1])
+        gw = (_fast(g * factor).t() @ _fast(q)).float()  # the integers themselves are exact in bfloat16
+        gx = (_fast(g * scale_w.t()) @ _fast(qw)).float()
+        if ctx.norm:  # through x / rms(x): drop the part along the row, then scale
+            along = (gx * q).sum(-1, keepdim=True) * (factor * factor / q.shape[-1])
+            gx = torch.addcmul(gx, q, along, value=-1.0) * (factor / scale)
+        return gx.reshape(ctx.shape), gw, None
+
+
+class _Frozen:
+    """Weights as they are shipped: int8 and one float32 scale a row."""
+
+    __slots__ = ("q", "scale")
+
+    def __init__(self, q: Tensor, scale: Tensor) -> None:
+        self.q, self.scale = q, scale
+
+
+class ExactLinear(nn.Module):
+    """y = W x, or W (x / rms(x)) with norm=True. x: [..., K] -> [..., M]; no bias.
+
+    While training the float weights are quantized in every forward pass; `freeze` keeps the integers alone.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, norm: bool = False, zero: bool = False) -> None:
+        super().__init__()
+        if inputs > MAX_K:
+            raise ValueError(f"{inputs} inputs: at most {MAX_K} give exact sums")
+        self.norm = norm
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        if not zero:
+            nn.init.normal_(self.weight, std=inputs**-0.5)
+        self.register_buffer("q", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
+
+    def freeze(self, q: Tensor, scale: Tensor) -> None:
+        """Replace the float weights by int8 [M, K] and float32 [M, 1]."""
+        self.weight = None  # type: ignore[assignment]
+        self.q, self.scale = q, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            return _Linear.apply(x, self.weight, self.norm)
+        rows = x.reshape(-1, x.shape[-1])
+        q, scale = quantize_rows(rows)
+        factor = _inverse_rms(q) if self.norm else scale
+        y = integer_matmul(q.to(torch.int8), self.q) * factor * self.scale.t()
+        return y.reshape(*x.shape[:-1], self.q.shape[0])
+
+
+class _RoundRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        q, scale = quantize_rows(x)
+        return q * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class ExactEmbedding(nn.Module):
+    """Rows of a table that ships as int8 with a scale a row. Index [...] -> [..., D]."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, width) * 0.5)
+        self.register_buffer("q", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
+
+    def freeze(self, q: Tensor, scale: Tensor) -> None:
+        self.weight = None  # type: ignore[assignment]
+        self.q, self.scale = q, scale
+
+    def forward(self, index: Tensor) -> Tensor:
+        if self.weight is not None:
+            return _RoundRows.apply(torch.nn.functional.embedding(index, self.weight))
+        return self.q[index].float() * self.scale[index]
+
+
+class _GroupedReadout(torch.autograd.Function):
+    """Logits of the slots of one class a row: the rows are sorted by class, then one small product a class."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
+        q, scale = quantize_rows(x)
+        qw, scale_w = quantize_rows(weight)
+        factor = _inverse_rms(q)
+        q8, qw8 = q.to(torch.int8), qw.to(torch.int8)
+        order, bounds = _sort_by_group(group, weight.shape[0])
+        y = _grouped_product(q8, qw8, scale_w, factor, order, bounds)
+        ctx.save_for_backward(q8, scale, factor, qw8, scale_w, order)
+        ctx.bounds = bounds
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        q8, scale, factor, qw8, scale_w, order = ctx.saved_tensors
+        g = grads[0][order]
+        h = q8[order].float() * factor[order]
+        gw = torch.zeros(qw8.shape)
+        gh = torch.empty_like(h)
+        weight = qw8.float() * scale_w
+        for c, (lo, hi) in enumerate(ctx.bounds):
+            if hi > lo:
+                gw[c] = g[lo:hi].t() @ h[lo:hi]
+                gh[lo:hi] = g[lo:hi] @ weight[c]
+        gh = (gh - h * (gh * h).mean(-1, keepdim=True)) * (factor / scale)[order]
+        gx = torch.empty_like(gh)
+        gx[order] = gh
+        return gx, gw, None
+
+
+def _sort_by_group(group: Tensor, groups: int) -> tuple[Tensor, list[tuple[int, int]]]:
+    order = torch.argsort(group, stable=True)
+    ends = torch.bincount(group, minlength=groups).cumsum(0).tolist()
+    return order, list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _grouped_product(
+    q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, order: Tensor, bounds: list[tuple[int, int]]
+) -> Tensor:
+    rows = q8[order]
+    y = torch.empty(len(order), qw8.shape[1], device=q8.device)
+    for c, (lo, hi) in enumerate(bounds):
+        if hi > lo:
+            y[lo:hi] = integer_matmul(rows[lo:hi], qw8[c]) * factor[order[lo:hi]] * scale_w[c].t()
+    result = torch.empty_like(y)
+    result[order] = y
+    return result
+
+
+class ExactReadout(nn.Module):
+    """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits of its slots [N, slots]."""
+
+    def __init__(self, classes: int, slots: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, slots, inputs) * inputs**-0.5)
+        self.register_buffer("q", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
+
+    def freeze(self, q: Tensor, scale: Tensor) -> None:
+        self.weight = None  # type: ignore[assignment]
+        self.q, self.scale = q, scale
+
+    def forward(self, x: Tensor, group: Tensor) -> Tensor:
+        if self.weight is not None:
+            return _GroupedReadout.apply(x, self.weight, group)
+        q, _ = quantize_rows(x)
+        order, bounds = _sort_by_group(group, self.q.shape[0])
+        return _grouped_product(q.to(torch.int8), self.q, self.scale, _inverse_rms(q), order, bounds)
+
+
+def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights 2**score over the last axis as integers: (weights [..., N] in 0..255, their sum [..., 1]).
+
+    scores: log2 units; -inf is a key that is not there. Source of the integer softmax: I-BERT (arXiv 2101.01321), with a
+    table in place of the polynomial.
+    """
+    top = scores.amax(-1, keepdim=True)
+    step = torch.round((top - scores) * float(_EXP_STEPS)).clamp_max(len(ATTENTION_TABLE) - 1.0)
+    weights = ATTENTION_TABLE.to(scores.device)[step.to(torch.int32)]
+    return weights, weights.sum(-1, keepdim=True)
+
+
+def frequencies(logits: Tensor) -> Tensor:
+    """Integer frequencies, int32 [N, A], each at least 1, each row adding up to 2**PRECISION.
+
+    logits: float32 [N, A] in log2 units.
+    """
+    count = logits.shape[-1]
+    top = logits.amax(-1, keepdim=True)
+    step = torch.round((top - logits) * float(_FREQ_STEPS)).clamp_max(len(FREQUENCY_TABLE) - 1.0)
+    weights = FREQUENCY_TABLE.to(logits.device)[step.to(torch.int32)]
+    # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below 2**PRECISION.
+    weights64 = weights.double()
+    share = float(2**PRECISION - count) / weights64.sum(-1, keepdim=True)
+    freq = torch.floor(weights64 * share).to(torch.int32) + 1
+    freq[:, 0] += 2**PRECISION - freq.sum(-1, dtype=torch.int32)
+    return freq

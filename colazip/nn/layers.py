@@ -1,0 +1,168 @@
+"""The transformer block of every coding network: exact arithmetic, parallel over positions or one step at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from colazip.nn.exact import ATTENTION_KEYS, ExactLinear, integer_softmax, quantize_rows
+
+_VALUE_STEPS = 32.0  # attention values live on a grid of 1/32 within +-127/32
+_TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
+_LN2 = math.log(2.0)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Distance penalties in log2 units a position, powers of two (exact in float32), the last head without one.
+
+    After ALiBi (arXiv 2108.12409). A table of sines would have to be computed the same everywhere; this need not.
+    """
+    exponents = [1 + round(7 * i / max(1, heads - 1)) for i in range(heads - 1)]
+    return torch.tensor([2.0**-e for e in exponents] + [0.0])
+
+
+class StepCache:
+    """Keys and values of one block for lanes that advance together, int8 [lanes, heads, positions, width]."""
+
+    def __init__(self, lanes: int, heads: int, positions: int, width: int, device: torch.device) -> None:
+        self.key = torch.zeros(lanes, heads, positions, width, dtype=torch.int8, device=device)
+        self.value = torch.zeros_like(self.key)
+
+
+class ExactBlock(nn.Module):
+    """Pre-norm attention and squared-ReLU MLP. x: [B, P, D] -> [B, P, D]."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = ExactLinear(width, 3 * width, norm=True)
+        self.out = ExactLinear(width, width, zero=True)
+        self.up = ExactLinear(width, hidden, norm=True)
+        self.down = ExactLinear(hidden, width, zero=True)
+        self.temperature = nn.Parameter(torch.full((heads,), 0.75))
+        self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, P, D] -> queries, keys, values as integers in float32 [B, H, P, W]."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        return _round_rows(q), _round_rows(k), _round_values(v)
+
+    def _scores(self, q: Tensor, k: Tensor, distance: Tensor) -> Tensor:
+        """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] counts positions."""
+        # Each operation rounds on its own; the product of integers is exact.
+        scaled = (q @ k.transpose(-1, -2)) * (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
+        return scaled - self.slopes[:, None, None] * distance
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + self.out(mixed)
+        return x + self.down(torch.relu(self.up(x)).square())
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """bias: training only, from `training_bias`. valid: bool [B, P], keys that exist (causal blocks need none)."""
+        if x.shape[1] > ATTENTION_KEYS:
+            raise ValueError(f"{x.shape[1]} positions: at most {ATTENTION_KEYS} give exact attention")
+        q, k, v = self._project(x)
+        if bias is not None:
+            # Float attention over the same integers: close to the exact path and several times faster.
+            scaled = q * (self.temperature * (_TEMPERATURE_UNIT * _LN2))[:, None, None]
+            half = torch.bfloat16
+            mixed = nn.functional.scaled_dot_product_attention(
+                scaled.to(half), k.to(half), v.to(half), attn_mask=bias, scale=1.0
+            ).float() * (1.0 / _VALUE_STEPS)
+        else:
+            at = torch.arange(x.shape[1], device=x.device)
+            distance = (at[:, None] - at[None, :]).abs().float()
+            scores = self._scores(q, k, distance)
+            if self.causal:
+                scores = scores.masked_fill(at[None, :] > at[:, None], -torch.inf)
+            elif valid is not None:
+                scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
+            mixed = _mix(scores, v)
+            if scores.requires_grad:
+                mixed = straight_through(torch.softmax(scores * _LN2, -1) @ v / _VALUE_STEPS, mixed)
+        return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
+
+    def cache(self, lanes: int, positions: int, device: torch.device) -> StepCache:
+        width = (self.qkv.q if self.qkv.weight is None else self.qkv.weight).shape[1]
+        return StepCache(lanes, self.heads, positions, width // self.heads, device)
+
+    def step(self, x: Tensor, position: int, cache: StepCache) -> Tensor:
+        """One position of the first n lanes: x [n, D] -> [n, D], equal to `forward` at that position."""
+        n = x.shape[0]
+        q, k, v = self._project(x[:, None])
+        cache.key[:n, :, position] = k[:, :, 0].to(torch.int8)
+        cache.value[:n, :, position] = v[:, :, 0].to(torch.int8)
+        distance = torch.arange(position, -1, -1, device=x.device).float()[None]
+        scores = self._scores(q, cache.key[:n, :, : position + 1].float(), distance)
+        mixed = _mix(scores, cache.value[:n, :, : position + 1].float())
+        return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
+
+    def training_bias(self, length: int, valid: Tensor) -> Tensor:
+        """Additive attention mask in nats, bfloat16 [1 or B, H, P, P], for `forward` while training."""
+        at = torch.arange(length, device=valid.device)
+        distance = (at[:, None] - at[None, :]).abs().float()
+        bias = -self.slopes[:, None, None] * distance * _LN2
+        if self.causal:
+            bias = bias.masked_fill(at[None, :] > at[:, None], -torch.inf)[None]
+        else:
+            bias = bias[None].masked_fill(~valid[:, None, None, :], -torch.inf)
+        return bias.to(torch.bfloat16)
+
+
+def _mix(scores: Tensor, v: Tensor) -> Tensor:
+    weights, total = integer_softmax(scores)
+    return (weights @ v) / (total * _VALUE_STEPS)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, rounded: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return rounded
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        return grads[0], None
+
+
+def straight_through(value: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded` in the forward pass, the gradient of `value` in the backward pass."""
+    return _StraightThrough.apply(value, rounded)
+
+
+def _round_rows(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        q, scale = quantize_rows(x)
+    return straight_through(x / scale, q) if x.requires_grad else q
+
+
+def _round_values(v: Tensor) -> Tensor:
+    scaled = (v * _VALUE_STEPS).clamp(-127.0, 127.0)
+    return straight_through(scaled, torch.round(scaled)) if v.requires_grad else torch.round(scaled)
+
+
+class ExactStack(nn.Module):
+    """Blocks of one width. x: [B, P, D] -> [B, P, D]."""
+
+    def __init__(self, width: int, layers: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        hidden = min(1024, 4 * width)
+        self.blocks = nn.ModuleList(ExactBlock(width, heads, hidden, causal=causal) for _ in range(layers))
+
+    def forward(self, x: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
+        """valid: bool [B, P]. fast: float attention, for training only."""
+        bias = self.blocks[0].training_bias(x.shape[1], valid) if fast else None
+        for block in self.blocks:
+            x = block(x, bias, valid)
+        return x
+
+    def caches(self, lanes: int, positions: int, device: torch.device) -> list[StepCache]:
+        return [block.cache(lanes, positions, device) for block in self.blocks]
+
+    def step(self, x: Tensor, position: int, caches: list[StepCache]) -> Tensor:
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block.step(x, position, cache)
+        return x

@@ -1,0 +1,269 @@
+"""The Text VAE: encoder, latent context models, decoder with its gist reading, and the exact coder.
+
+Shapes: B segments, P patches, K tokens a patch, C latent channels, V = classes * slots tokens.
+A latent channel takes nine levels -4..4 = 3 * coarse + fine with coarse, fine in {-1, 0, 1}: the coarse plane alone is a
+coarser code of the same latent.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from colazip.config import ModelConfig, StackConfig
+from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
+from colazip.nn.layers import ExactStack, StepCache, straight_through
+
+LEVEL = 4  # latent levels reach from -LEVEL to LEVEL
+PLANE = 3  # symbols of a plane
+
+
+def _stack(config: StackConfig, *, causal: bool) -> ExactStack:
+    return ExactStack(config.width, config.layers, config.heads, causal=causal)
+
+
+class Encoder(nn.Module):
+    """Token embeddings of patches -> continuous latents in -4.5..4.5."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.encoder.width
+        self.patch = ExactLinear(config.patch * config.embedding, width)
+        self.stack = _stack(config.encoder, causal=False)
+        self.latent = ExactLinear(width, config.channels, norm=True)
+
+    def forward(self, patches: Tensor, valid: Tensor, *, fast: bool = False) -> tuple[Tensor, Tensor]:
+        """patches [B, P, K * E] -> (latents before rounding [B, P, C], hidden states [B, P, W])."""
+        hidden = self.stack(self.patch(patches), valid, fast=fast)
+        y = self.latent(hidden) * 2.0
+        return y / (1.0 + y.abs()) * (LEVEL + 0.5), hidden
+
+
+def round_latents(u: Tensor) -> Tensor:
+    """Continuous latents -> levels, with the gradient passed straight through."""
+    return straight_through(u, torch.round(u).clamp(-LEVEL, LEVEL))
+
+
+def coarse_plane(levels: Tensor) -> Tensor:
+    """Levels -4..4 -> coarse plane -1..1, the nearest third."""
+    return torch.round(levels / 3.0)
+
+
+class LatentContext(nn.Module):
+    """p(coarse plane): causal over patches, then over channel groups."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.context.width
+        self.groups, self.channels = config.groups, config.channels
+        self.enter = ExactLinear(config.channels + 1, width)
+        self.stack = _stack(config.context, causal=True)
+        self.mix = nn.ModuleList(
+            ExactLinear(g * config.channels // config.groups, width) if g else nn.Identity()
+            for g in range(config.groups)
+        )
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                (
+                    ExactLinear(width, width, norm=True),
+                    ExactLinear(width, PLANE * config.channels // config.groups, norm=True),
+                )
+            )
+            for _ in range(config.groups)
+        )
+
+    def _head(self, group: int, context: Tensor, known: Tensor) -> Tensor:
+        """Logits of one group [..., C / G, 3], log2 units; known: coarse channels before it [..., g * C / G]."""
+        first, last = self.heads[group]
+        x = context + self.mix[group](known) if group else context
+        x = x + torch.relu(first(x)).square()
+        y = last(x)
+        return y.unflatten(-1, (-1, PLANE))
+
+    @staticmethod
+    def _input(previous: Tensor) -> Tensor:
+        """A constant channel keeps an all-zero latent apart from the start of the text."""
+        return torch.cat([previous, torch.ones_like(previous[..., :1])], -1)
+
+    def forward(self, coarse: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
+        """coarse [B, P, C] in -1..1 -> logits [B, P, C, 3]."""
+        shifted = nn.functional.pad(self._input(coarse), (0, 0, 1, 0))[:, :-1]
+        context = self.stack(self.enter(shifted), valid, fast=fast)
+        each = self.channels // self.groups
+        return torch.cat([self._head(g, context, coarse[..., : g * each]) for g in range(self.groups)], -2)
+
+    def step(self, previous: Tensor | None, lanes: int, position: int, caches: list[StepCache]) -> Tensor:
+        """Context of one position from the coarse plane of the position before [n, C] (None at the start)."""
+        if previous is None:
+            device = caches[0].key.device
+            x = torch.zeros(lanes, self.channels + 1, device=device)
+        else:
+            x = self._input(previous)
+        return self.stack.step(self.enter(x), position, caches)
+
+    def step_logits(self, group: int, context: Tensor, known: Tensor) -> Tensor:
+        return self._head(group, context, known)
+
+
+class Refiner(nn.Module):
+    """p(fine plane | coarse plane): one pass, every position sees the whole coarse plane."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.refiner.width
+        self.channels = config.channels
+        self.enter = ExactLinear(config.channels + 1, width)
+        self.stack = _stack(config.refiner, causal=False)
+        self.leave = ExactLinear(width, config.channels * PLANE * PLANE, norm=True)
+
+    def forward(self, coarse: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
+        """coarse [B, P, C] -> logits [B, P, C, coarse 3, fine 3], log2 units."""
+        x = self.stack(self.enter(LatentContext._input(coarse)), valid, fast=fast)
+        return self.leave(x).unflatten(-1, (self.channels, PLANE, PLANE))
+
+
+class Decoder(nn.Module):
+    """Latents -> features; features -> states of the K tokens of each patch, all at once (the gist reading)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.decoder.width
+        self.patch, self.local = config.patch, config.local_width
+        self.enter = ExactLinear(config.channels + 1, width)
+        self.stack = _stack(config.decoder, causal=False)
+        self.slots = ExactLinear(width, config.patch * config.local_width, norm=True)
+        self.up = ExactLinear(config.local_width, config.local_hidden, norm=True)
+        self.down = ExactLinear(config.local_hidden, config.local_width, zero=True)
+
+    def forward(self, levels: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
+        """levels [B, P, C] -> features [B, P, W]."""
+        return self.stack(self.enter(LatentContext._input(levels / float(LEVEL))), valid, fast=fast)
+
+    def read(self, features: Tensor) -> Tensor:
+        """features [N, W] -> token states [N, K, L]."""
+        h = self.slots(features).unflatten(-1, (self.patch, self.local))
+        return h + self.down(torch.relu(self.up(h)).square())
+
+
+class ExactCoder(nn.Module):
+    """States of the next token from the latents' features and all exact tokens before it.
+
+    A causal transformer over patches gives one state a patch; a small network adds the tokens just before,
+    those of the patch included, and hashed n-grams of them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, local = config.exact.width, config.local_width
+        self.patch, self.local, self.rows = config.patch, local, config.ngram_rows
+        self.enter_tokens = ExactLinear(config.patch * config.embedding, width)
+        self.enter_features = ExactLinear(config.decoder.width, width, norm=True)
+        self.stack = _stack(config.exact, causal=True)
+        self.slots = ExactLinear(width, config.patch * local, norm=True)
+        self.bigrams = ExactEmbedding(config.ngram_rows, config.ngram_width)
+        self.trigrams = ExactEmbedding(config.ngram_rows, config.ngram_width)
+        self.recent = ExactLinear(3 * config.embedding + 2 * config.ngram_width, local)
+        self.ups = nn.ModuleList(ExactLinear(local, config.local_hidden, norm=True) for _ in range(2))
+        self.downs = nn.ModuleList(ExactLinear(config.local_hidden, local, zero=True) for _ in range(2))
+
+    def patches(self, features: Tensor, tokens: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
+        """features [B, P, W], embedded patches [B, P, K * E] -> patch states [B, P, D]."""
+        shifted = nn.functional.pad(tokens, (0, 0, 1, 0))[:, :-1]
+        x = self.enter_tokens(shifted) + self.enter_features(features)
+        return self.stack(x, valid, fast=fast)
+
+    def step(
+        self, features: Tensor, previous: Tensor, position: int, caches: list[StepCache]
+    ) -> Tensor:
+        """features [n, W], the embedded patch before [n, K * E] (zeros at the start) -> patch states [n, D]."""
+        return self.stack.step(self.enter_tokens(previous) + self.enter_features(features), position, caches)
+
+    def tokens(self, patch_slots: Tensor, history: Tensor, embed: ExactEmbedding) -> Tensor:
+        """patch_slots [N, L], tokens before (latest first) int64 [N, 3] -> token states [N, L]."""
+        one, two, three = history.unbind(-1)
+        bigram = (one * 40503 + two * 30011 + 7) % self.rows
+        trigram = (one * 40503 + two * 30011 + three * 52711 + 11) % self.rows
+        recent = torch.cat([embed(history).flatten(-2), self.bigrams(bigram), self.trigrams(trigram)], -1)
+        h = patch_slots + self.recent(recent)
+        for up, down in zip(self.ups, self.downs, strict=True):
+            h = h + down(torch.relu(up(h)).square())
+        return h
+
+
+class TokenReadout(nn.Module):
+    """Token states -> class logits, then slot logits of a class. The vocabulary is factored for speed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.classes = ExactLinear(config.local_width, config.classes, norm=True)
+        self.slots = ExactReadout(config.classes, config.slots, config.local_width)
+        vocabulary = config.vocabulary
+        self.register_buffer("class_of", torch.arange(vocabulary) // config.slots)
+        self.register_buffer("slot_of", torch.arange(vocabulary) % config.slots)
+        self.register_buffer("token_of", torch.arange(vocabulary).view(config.classes, config.slots))
+
+    def set_classes(self, class_of: Tensor) -> None:
+        """class_of int64 [V], every class the same size; slots follow token order."""
+        order = torch.argsort(class_of, stable=True)
+        self.token_of.copy_(order.view_as(self.token_of))
+        self.class_of.copy_(class_of)
+        self.slot_of[order] = torch.arange(len(order)) % self.token_of.shape[1]
+
+    def best(self, states: Tensor, beam: int = 4) -> Tensor:
+        """The likeliest token of each state [N, L] -> int64 [N], searched in the `beam` likeliest classes."""
+        logits = self.classes(states)
+        top, classes = torch.topk(logits, min(beam, logits.shape[-1]), dim=-1)
+        score, token = None, None
+        for j in range(classes.shape[1]):
+            inner = self.slots(states, classes[:, j])
+            # log2 p(slot | class) of the best slot
+            value, slot = inner.max(-1)
+            value = top[:, j] + value - torch.logsumexp(inner * 0.6931472, -1) / 0.6931472
+            here = self.token_of[classes[:, j], slot]
+            if score is None or token is None:
+                score, token = value, here
+            else:
+                better = value > score
+                score, token = torch.where(better, value, score), torch.where(better, here, token)
+        assert token is not None
+        return token
+
+
+class Latents(NamedTuple):
+    """What the encoder says of a batch of segments."""
+
+    levels: Tensor  # [B, P, C] in -4..4
+    hidden: Tensor  # [B, P, W] encoder states, for the search head
+
+
+class TextVAE(nn.Module):
+    """All coding networks of one model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = ExactEmbedding(config.vocabulary, config.embedding)
+        self.encoder = Encoder(config)
+        self.context = LatentContext(config)
+        self.refiner = Refiner(config)
+        self.decoder = Decoder(config)
+        self.exact = ExactCoder(config)
+        self.readout = TokenReadout(config)
+
+    def embed_patches(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [..., K] -> [..., K * E]."""
+        return self.embed(tokens).flatten(-2)
+
+    def encode(self, tokens: Tensor, valid: Tensor) -> Latents:
+        """tokens int64 [B, P, K] (padded with 0), valid bool [B, P] -> latents."""
+        u, hidden = self.encoder(self.embed_patches(tokens), valid)
+        return Latents(torch.round(u).clamp(-LEVEL, LEVEL), hidden)
+
+
+def token_history(tokens: Tensor) -> Tensor:
+    """tokens int64 [B, T] -> the three tokens before each, latest first [B, T, 3]; padding before the start."""
+    padded = nn.functional.pad(tokens, (3, 0))
+    length = tokens.shape[1]
+    return torch.stack([padded[:, 3 - j : 3 - j + length] for j in (1, 2, 3)], -1)

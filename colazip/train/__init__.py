@@ -1,0 +1,1 @@
+"""Training: corpus -> tokenizer -> Text VAE -> DiT prior -> search head -> model folder."""

@@ -1,0 +1,257 @@
+"""The training loop of the Text VAE: schedule, optimizer, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from colazip.config import ModelConfig
+from colazip.errors import ColazipError, InputError
+from colazip.nn.vae import TextVAE
+from colazip.train.data import Batch, TokenStore, batches, gather
+from colazip.train.losses import Terms, Weights, compute
+
+
+@dataclass(frozen=True)
+class VAESchedule:
+    """One training run. Fractions are of `steps`.
+
+    The latents are earned first: until `latents_until` the encoder learns from the gist reading alone, then a
+    weight on the latents' bits is steered so that their rate meets `rate_bits` a patch, and only after `joint_from`
+    does the exact coder's loss reach the encoder. From `exact_from` on attention is the integer one.
+    """
+
+    steps: int
+    patches: int = 1024  # latents a batch
+    lr: float = 2e-3
+    muon_lr: float = 2e-3
+    warmup: int = 100
+    decay_from: float = 0.5
+    weight_decay: float = 0.05
+    gist: float = 0.5
+    gist_late: float = 0.25
+    coarse: float = 0.1
+    coarse_every: int = 4
+    rate_bits: float = 10.0
+    latents_until: float = 0.08
+    joint_from: float = 0.15
+    exact_from: float = 0.88
+    token_dropout: float = 0.05
+    evaluate_every: int = 500
+    save_every: int = 250
+    seed: int = 0
+
+
+def learning_rate(schedule: VAESchedule, step: int) -> float:
+    """Factor of the peak rate: linear warm-up, flat, linear to zero."""
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    left = (schedule.steps - step) / (schedule.steps * (1.0 - schedule.decay_from))
+    return min(1.0, max(0.0, left))
+
+
+class RateControl:
+    """Steers the weight of the latents' bits towards a target rate."""
+
+    def __init__(self, target: float) -> None:
+        self.target, self.weight, self.average = target, 0.02, 0.0
+
+    def update(self, rate: float) -> None:
+        """rate: bits a patch of the last batch."""
+        self.average = rate if not self.average else 0.95 * self.average + 0.05 * rate
+        error = max(-0.5, min(0.5, self.average / self.target - 1.0))
+        self.weight = min(2.0, max(1e-3, self.weight * math.exp(0.02 * error)))
+
+
+def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv 2502.16982) for the matrices inside the transformers, AdamW for everything else."""
+    inner, outer = [], []
+    for name, parameter in model.named_parameters():
+        (inner if parameter.ndim == 2 and ".stack." in name else outer).append(parameter)
+    return [
+        torch.optim.Muon(
+            inner, lr=schedule.muon_lr, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(outer, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def save_atomic(value: Any, path: Path) -> None:
+    """torch.save beside the path, then renamed: a kill leaves the old file."""
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    os.replace(partial, path)
+
+
+class Metrics:
+    """One JSON line an entry in metrics.jsonl, one progress line on stderr."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a") as out:
+            out.write(json.dumps(entry) + "\n")
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()), file=sys.stderr)
+
+
+def _tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.counts).to(device)
+
+
+@torch.no_grad()
+def evaluate(model: TextVAE, store: TokenStore, lengths: np.ndarray, segments: np.ndarray, device: torch.device) -> dict[str, float]:
+    """Exact-mode figures over `segments` in bits a byte; gist accuracy as the share of tokens read right.
+
+    lengths: bytes of each token, int64 [V].
+    """
+    model.eval()
+    exact = gist = rate = coarse = right = tokens = text = patches = 0.0
+    config = model.config
+    order = np.argsort(segments[:, 1] - segments[:, 0], kind="stable")
+    for at in range(0, len(order), 16):
+        batch = gather(store, segments[order[at : at + 16]], config.patch)
+        x, counts = _tensors(batch, device)
+        terms = compute(model, x, counts, Weights(1.0, 1.0, True), fast=False)
+        exact, gist, rate = exact + float(terms.exact), gist + float(terms.gist), rate + float(terms.rate)
+        coarse += float(terms.coarse_rate)
+        right += _gist_hits(model, x, counts)
+        tokens, patches = tokens + terms.tokens, patches + terms.patches
+        text += float(lengths[batch.tokens][np.arange(x.shape[1])[None] < batch.counts[:, None]].sum())
+    model.train()
+    return {
+        "exact_bpb": exact / text,
+        "rate_bpb": rate / text,
+        "coarse_bpb": coarse / text,
+        "total_bpb": (exact + rate) / text,
+        "gist_bpb": gist / text,
+        "gist_accuracy": right / tokens,
+        "rate_bits_a_patch": rate / patches,
+    }
+
+
+def _gist_hits(model: TextVAE, x: torch.Tensor, counts: torch.Tensor) -> int:
+    real = torch.arange(x.shape[1], device=x.device)[None] < counts[:, None]
+    patches = x.unflatten(1, (-1, model.config.patch))
+    valid = real.view(patches.shape)[..., 0]
+    levels, _ = model.encode(patches, valid)
+    states = model.decoder.read(model.decoder(levels, valid)[valid])
+    keep = real.view(patches.shape)[valid]
+    return int((model.readout.best(states[keep]) == patches[valid][keep]).sum())
+
+
+def train_vae(
+    config: ModelConfig,
+    schedule: VAESchedule,
+    *,
+    train: TokenStore,
+    validation: TokenStore,
+    class_of: np.ndarray,
+    lengths: np.ndarray,
+    folder: Path,
+    device: torch.device,
+    resume: bool,
+) -> TextVAE:
+    """Train, or go on from `folder/checkpoint.pt`. Writes metrics.jsonl and the checkpoint into `folder`.
+
+    Raises ColazipError, with the batch saved as `bad_batch.npz`, when the loss stops being finite.
+    """
+    torch.manual_seed(schedule.seed)
+    model = TextVAE(config)
+    model.readout.set_classes(torch.from_numpy(class_of))
+    model.to(device).train()
+    optims = optimizers(model, schedule)
+    peaks = [group["lr"] for optim in optims for group in optim.param_groups]
+    control = RateControl(schedule.rate_bits)
+    step = 0
+    checkpoint = folder / "checkpoint.pt"
+    if resume:
+        if not checkpoint.exists():
+            raise InputError(f"{checkpoint}: nothing to resume; start without --resume")
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optim, saved in zip(optims, state["optimizers"], strict=True):
+            optim.load_state_dict(saved)
+        control.weight, control.average = state["control"]
+        torch.set_rng_state(state["rng"].cpu())
+        step = state["step"]
+    metrics = Metrics(folder / "metrics.jsonl")
+    if not resume:
+        metrics.write({"config": asdict(config), "schedule": asdict(schedule), "tokens": len(train.tokens)})
+    length = config.segment * config.patch
+    sample = validation.segments(length)
+    sample = sample[np.random.default_rng(0).permutation(len(sample))[:256]]
+    stream: Iterator[Batch] = batches(
+        train, train.segments(length), patch=config.patch, patches=schedule.patches, seed=schedule.seed, skip=step
+    )
+    window: list[Terms] = []
+    started, seen = time.monotonic(), 0
+    while step < schedule.steps:
+        batch = next(stream)
+        x, counts = _tensors(batch, device)
+        progress = step / schedule.steps
+        steering = progress >= schedule.latents_until
+        weights = Weights(
+            gist=schedule.gist if progress < 0.5 else schedule.gist_late,
+            rate=control.weight if steering else 0.0,
+            exact_into_latents=progress >= schedule.joint_from,
+            token_dropout=schedule.token_dropout if progress < schedule.exact_from else 0.0,
+            coarse=schedule.coarse if step % schedule.coarse_every == 0 else 0.0,
+        )
+        terms = compute(model, x, counts, weights, fast=progress < schedule.exact_from)
+        if not math.isfinite(float(terms.loss.detach())):
+            np.savez(folder / "bad_batch.npz", tokens=batch.tokens, counts=batch.counts)
+            raise ColazipError(f"the loss is not finite at step {step}: the batch is in {folder / 'bad_batch.npz'}")
+        terms.loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        factor = learning_rate(schedule, step)
+        groups = [group for optim in optims for group in optim.param_groups]
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        if steering:
+            control.update(float(terms.rate) / terms.patches)
+        window.append(terms)
+        seen += terms.tokens
+        step += 1
+        if step % 50 == 0:
+            tokens = sum(t.tokens for t in window)
+            metrics.write(
+                {
+                    "step": step,
+                    "exact_bits_a_token": sum(float(t.exact) for t in window) / tokens,
+                    "gist_bits_a_token": sum(float(t.gist) for t in window) / tokens,
+                    "rate_bits_a_patch": sum(float(t.rate) for t in window) / sum(t.patches for t in window),
+                    "rate_weight": control.weight,
+                    "lr": factor,
+                    "tokens_a_second": seen / (time.monotonic() - started),
+                }
+            )
+            window.clear()
+        if step % schedule.evaluate_every == 0 or step == schedule.steps:
+            metrics.write({"step": step, "validation": "figures", **evaluate(model, validation, lengths, sample, device)})
+        if step % schedule.save_every == 0 or step == schedule.steps:
+            save_atomic(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [optim.state_dict() for optim in optims],
+                    "control": (control.weight, control.average),
+                    "rng": torch.get_rng_state(),
+                    "step": step,
+                },
+                checkpoint,
+            )
+    return model

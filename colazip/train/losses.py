@@ -1,0 +1,117 @@
+"""What training minimises: bits of the gist reading, bits of the latents, bits of the exact text given them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from colazip.nn.layers import straight_through
+from colazip.nn.vae import LEVEL, TextVAE, TokenReadout, coarse_plane, round_latents, token_history
+
+LN2 = 0.6931471805599453
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the terms of one step are weighed.
+
+    gist: weight of the gist reading. rate: weight of the latents' bits. exact_into_latents: whether the exact coder's
+    loss reaches the encoder. token_dropout: share of input tokens hidden from the encoder. coarse: weight of a
+    gist reading from the coarse plane alone (0 skips that pass).
+    """
+
+    gist: float
+    rate: float
+    exact_into_latents: bool
+    token_dropout: float = 0.0
+    coarse: float = 0.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Sums over a batch, in bits; tokens and patches counted without padding."""
+
+    loss: Tensor
+    exact: Tensor
+    gist: Tensor
+    rate: Tensor
+    coarse_rate: Tensor
+    tokens: int
+    patches: int
+
+
+def token_bits(readout: TokenReadout, states: Tensor, targets: Tensor) -> Tensor:
+    """Bits of each target token [N] under its state [N, L]: class, then slot within the class."""
+    classes, slots = readout.class_of[targets], readout.slot_of[targets]
+    first = nn.functional.cross_entropy(readout.classes(states) * LN2, classes, reduction="none")
+    second = nn.functional.cross_entropy(readout.slots(states, classes) * LN2, slots, reduction="none")
+    return (first + second) / LN2
+
+
+def latent_bits(coarse_logits: Tensor, fine_logits: Tensor, levels: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Bits of the levels [..., C] and of their coarse plane alone [..., C].
+
+    The gradient towards u is the slope between the two levels around it: the code length itself is a step function.
+    """
+    coarse = torch.log_softmax(coarse_logits * LN2, -1)
+    fine = torch.log_softmax(fine_logits * LN2, -1)
+    table = (coarse[..., None] + fine).flatten(-2) / -LN2  # [..., C, 9], index = level + 4
+    index = (levels.detach() + LEVEL).long()
+    bits = table.gather(-1, index[..., None])[..., 0]
+    with torch.no_grad():
+        below = torch.floor(u.clamp(-LEVEL, LEVEL - 1e-3) + LEVEL).long()
+        slope = (table.gather(-1, below[..., None] + 1) - table.gather(-1, below[..., None]))[..., 0]
+    bits = bits + slope * (u - u.detach())
+    plane = torch.div(index, 3, rounding_mode="floor")
+    return bits, -coarse.gather(-1, plane[..., None])[..., 0] / LN2
+
+
+def compute(model: TextVAE, tokens: Tensor, counts: Tensor, weights: Weights, *, fast: bool) -> Terms:
+    """One batch. tokens int64 [B, P * K], counts int64 [B]."""
+    patch = model.config.patch
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    real = position[None] < counts[:, None]  # [B, T]
+    tokens3 = tokens.unflatten(1, (-1, patch))
+    valid = real.view(tokens3.shape)[..., 0]
+    embedded = model.embed(tokens3)
+    seen = embedded
+    if weights.token_dropout:
+        keep = torch.rand(tokens3.shape, device=tokens.device) >= weights.token_dropout
+        seen = embedded * keep[..., None]
+    u, _ = model.encoder(seen.flatten(-2), valid, fast=fast)
+    levels = round_latents(u)
+    features = model.decoder(levels, valid, fast=fast)
+
+    third = levels / 3.0
+    coarse = straight_through(third, coarse_plane(levels.detach()))
+    bits, coarse_bits = latent_bits(
+        model.context(coarse, valid, fast=fast)[valid], model.refiner(coarse, valid, fast=fast)[valid], levels[valid], u[valid]
+    )
+
+    into = features if weights.exact_into_latents else features.detach()
+    patch_states = model.exact.patches(into, embedded.flatten(-2), valid, fast=fast)
+    slots = model.exact.slots(patch_states).unflatten(-1, (patch, -1))[real.view(tokens3.shape)]
+    exact_states = model.exact.tokens(slots, token_history(tokens)[real], model.embed)
+    targets = tokens[real]
+    keep_tokens = real.view(tokens3.shape)[valid]
+    states = [exact_states, model.decoder.read(features[valid])[keep_tokens]]
+    if weights.coarse:
+        rough = model.decoder(coarse * 3.0, valid, fast=fast)
+        states.append(model.decoder.read(rough[valid])[keep_tokens])
+    all_bits = token_bits(model.readout, torch.cat(states), targets.repeat(len(states))).view(len(states), -1).sum(1)
+    rate = bits.sum()
+    loss = all_bits[0] + weights.gist * all_bits[1] + weights.rate * rate
+    if weights.coarse:
+        loss = loss + weights.coarse * all_bits[2]
+    count = len(targets)
+    return Terms(
+        loss / count,
+        all_bits[0].detach(),
+        all_bits[1].detach(),
+        rate.detach(),
+        coarse_bits.sum().detach(),
+        count,
+        int(valid.sum()),
+    )
