@@ -18,14 +18,14 @@ The encoder walks backwards, so words lie in the order in which the decoder want
 
 All integers are little-endian. A state starts, for the encoder, and has to end, for the decoder, at its
 origin: 2**32 if there are several, 2**20 if there is one. A single state is always the one that reads the
-next word, so it may sink below 2**32 once no word is left. No length is stored: a state with words behind it is at
-least 2**32, so it has 5 to 8 bytes, and the length of the stream modulo 4 says how many; 8 bytes or fewer are
-all state. Against the layout for several states this saves a short stream about 5 bytes.
+next word, so it may sink below 2**32 once no word is left. No length is stored: a state with words behind it
+is at least 2**32, so it has 5 to 8 bytes, and the length of the stream modulo 4 says how many; 8 bytes or
+fewer are all state. Against the layout for several states this saves a short stream about 5 bytes.
 
 Coding never makes a state smaller, and makes it larger for every symbol of more than 0 bits. So a decoder
-that has run past the words sinks below the origin and is caught at once. A wrong number of symbols, or damage,
-leaves words unread or a state off its origin, and is caught by `StreamDecoder.finish` but for a chance of
-about 1 in 2**20 (one state) or 2**(32 * S). It does not replace a checksum.
+that has run past the words sinks below the origin and is caught at once. A wrong number of symbols, or
+damage, leaves words unread or a state off its origin, and is caught by `StreamDecoder.finish` but for a
+chance of about 1 in 2**20 (one state) or 2**(32 * S). It does not replace a checksum.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ class StreamDecoder:
 
         stream: int64 [n], the stream of each symbol, non-decreasing; within a stream, symbols in order.
         Streams may be left out.
-        cdf: integers [n, A + 1], or [A + 1] if all symbols share a table; each row rises from 0 to 2**PRECISION,
-        strictly where a symbol may occur. int32 in C order is fastest.
+        cdf: integers [n, A + 1], or [A + 1] if all symbols share a table; each row rises from 0 to
+        2**PRECISION, strictly where a symbol may occur. int32 in C order is fastest.
         ValueError if the shapes do not fit; values are not checked, but none can index out of bounds.
         FormatError if a stream turns out to hold fewer symbols.
         """
