@@ -1,7 +1,7 @@
 """Streams of format version 1: the same bytes for ever, and readable for ever.
 
 A case of entropy_v1.json has a table, its symbols as slots x[i + 1] = (1103515245 * x[i] + 12345) mod 2**31
-with slot[i] = x[i + 1] >> 11, x[0] = seed (no library's random generator is part of the format), and the stream.
+with slot[i] = x[i + 1] >> 11, x[0] = seed (so no library's generator takes part), and the stream.
 """
 
 from __future__ import annotations
