@@ -20,7 +20,7 @@ All integers are little-endian. A state starts, for the encoder, and has to end,
 origin: 2**32 if there are several, 2**20 if there is one. A single state is always the one that reads the
 next word, so it may sink below 2**32 once no word is left. No length is stored: a state with words behind it
 is at least 2**32, so it has 5 to 8 bytes, and the length of the stream modulo 4 says how many; 8 bytes or
-fewer are all state. Against the layout for several states this saves a short stream about 5 bytes.
+fewer are all state. Against the layout for several states this saves a short stream about 4 bytes.
 
 Coding never makes a state smaller, and makes it larger for every symbol of more than 0 bits. So a decoder
 that has run past the words sinks below the origin and is caught at once. A wrong number of symbols, or
