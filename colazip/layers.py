@@ -17,7 +17,8 @@ LAYERS: tuple[str, ...] = (SEARCH, GIST, EXACT)
 # always written and can't be stripped: such a record has no gist and no vector.
 PLAIN = "plain"
 
-BLOCK_BYTES = 64 * 1024
+BLOCK_BYTES = 64 * 1024  # text bytes of a block at most
+BLOCK_PARTS = 4096  # parts of a block at most
 
 
 @dataclass(frozen=True)

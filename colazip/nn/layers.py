@@ -24,11 +24,29 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 class StepCache:
-    """Keys and values of one block for lanes that advance together, int8 [lanes, heads, positions, width]."""
+    """Keys and values of one block for lanes that advance together, int8 [lanes, heads, positions, width].
 
-    def __init__(self, lanes: int, heads: int, positions: int, width: int, device: torch.device) -> None:
-        self.key = torch.zeros(lanes, heads, positions, width, dtype=torch.int8, device=device)
+    Lanes are sorted longest first, so that those still active are a prefix. Storage grows as positions are
+    reached and forgets lanes that have ended: short lanes never pay for the longest.
+    """
+
+    def __init__(self, lanes: int, heads: int, width: int, device: torch.device) -> None:
+        self.key = torch.zeros(lanes, heads, 8, width, dtype=torch.int8, device=device)
         self.value = torch.zeros_like(self.key)
+
+    def put(self, position: int, key: Tensor, value: Tensor) -> None:
+        """Store one position of the first n lanes, integers [n, heads, width]."""
+        n = len(key)
+        if position >= self.key.shape[2]:
+            self.key, self.value = (
+                torch.cat([old[:n], torch.zeros_like(old[:n])], 2) for old in (self.key, self.value)
+            )
+        self.key[:n, :, position] = key.to(torch.int8)
+        self.value[:n, :, position] = value.to(torch.int8)
+
+    def get(self, n: int, positions: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first n lanes up to a position, float32 [n, heads, positions, width]."""
+        return self.key[:n, :, :positions].float(), self.value[:n, :, :positions].float()
 
 
 class ExactBlock(nn.Module):
@@ -86,19 +104,17 @@ class ExactBlock(nn.Module):
                 mixed = straight_through(torch.softmax(scores * _LN2, -1) @ v / _VALUE_STEPS, mixed)
         return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
 
-    def cache(self, lanes: int, positions: int, device: torch.device) -> StepCache:
+    def cache(self, lanes: int) -> StepCache:
         width = (self.qkv.q if self.qkv.weight is None else self.qkv.weight).shape[1]
-        return StepCache(lanes, self.heads, positions, width // self.heads, device)
+        return StepCache(lanes, self.heads, width // self.heads, self.slopes.device)
 
     def step(self, x: Tensor, position: int, cache: StepCache) -> Tensor:
         """One position of the first n lanes: x [n, D] -> [n, D], equal to `forward` at that position."""
-        n = x.shape[0]
         q, k, v = self._project(x[:, None])
-        cache.key[:n, :, position] = k[:, :, 0].to(torch.int8)
-        cache.value[:n, :, position] = v[:, :, 0].to(torch.int8)
+        cache.put(position, k[:, :, 0], v[:, :, 0])
+        keys, values = cache.get(x.shape[0], position + 1)
         distance = torch.arange(position, -1, -1, device=x.device).float()[None]
-        scores = self._scores(q, cache.key[:n, :, : position + 1].float(), distance)
-        mixed = _mix(scores, cache.value[:n, :, : position + 1].float())
+        mixed = _mix(self._scores(q, keys, distance), values)
         return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
 
     def training_bias(self, length: int, valid: Tensor) -> Tensor:
@@ -159,8 +175,8 @@ class ExactStack(nn.Module):
             x = block(x, bias, valid)
         return x
 
-    def caches(self, lanes: int, positions: int, device: torch.device) -> list[StepCache]:
-        return [block.cache(lanes, positions, device) for block in self.blocks]
+    def caches(self, lanes: int) -> list[StepCache]:
+        return [block.cache(lanes) for block in self.blocks]
 
     def step(self, x: Tensor, position: int, caches: list[StepCache]) -> Tensor:
         for block, cache in zip(self.blocks, caches, strict=True):

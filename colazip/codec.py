@@ -1,0 +1,606 @@
+"""Codec: text <-> layered blobs. The narrow waist between the networks and everything that stores or moves bytes.
+
+Coding a block: tokens of its parts are cut into segments; every segment is a lane. The networks run over all lanes side
+by side; what they say becomes integer frequencies, and the symbols of a block share one entropy-coded stream a layer.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colazip.classical import ClassicalCoder
+from colazip.entropy import StreamDecoder, cost_bits, encode_streams
+from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
+from colazip.lanes import Lanes, lay_out
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.nn.exact import PRECISION, frequencies
+from colazip.nn.search_head import assign_codes, unit
+from colazip.nn.vae import coarse_plane, token_history
+from colazip.pretrained import Model, load
+from colazip.wire import Reader, varint, varints
+
+_MAGIC = b"\xc0\x1a"
+_BLOB_VERSION = 1
+_PLAIN_BLOB, _MODEL_BLOB = 0, 1
+_BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
+
+
+@dataclass
+class _Coded:
+    """Symbols of one lane in (start, freq) pairs, and what the layers of its part need."""
+
+    coarse: np.ndarray  # [2, P, C]
+    fine: np.ndarray  # [2, P, C]
+    tokens: np.ndarray | None  # [2, T, 2]: class and slot of each token
+    vector: np.ndarray  # float64 [D], a sum on the search head's grid
+
+    def gist_bits(self) -> float:
+        return float(cost_bits(self.coarse[1]).sum() + cost_bits(self.fine[1]).sum())
+
+    def exact_bits(self) -> float:
+        return 0.0 if self.tokens is None else float(cost_bits(self.tokens[1]).sum())
+
+
+class Codec:
+    """Codes text with one model. Use `Codec.from_pretrained()`.
+
+    batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of the
+    result. A Codec may be used by one thread at a time.
+    """
+
+    block_bytes = BLOCK_BYTES
+
+    def __init__(self, model: Model, *, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size}: must be at least 1")
+        self.model = model
+        self.batch_size = batch_size
+        self._plain = ClassicalCoder()
+        self._vae = model.vae
+        self._patch = model.config.patch
+        self._segment = model.config.segment * model.config.patch
+        self._device = next(model.vae.buffers()).device
+        self._codebook = model.search.codebook.cpu().numpy()
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str] | None = None, *, batch_size: int = 64) -> Codec:
+        """Load a model folder; None is the model inside the package. Raises ModelError."""
+        return cls(load(path), batch_size=batch_size)
+
+    @property
+    def id(self) -> str:
+        """Hex digest of stream version, shapes, tokens and weights."""
+        return self.model.id
+
+    @property
+    def name(self) -> str:
+        return self.model.config.name
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """Centroids of the search codes, float32 [M, 256, D / M]."""
+        return self._codebook
+
+    # -- one self-contained blob a record
+
+    def encode(self, records: Sequence[str | bytes], layers: Sequence[str] = LAYERS) -> list[bytes]:
+        """A self-contained blob for each record, at most 8 bytes longer than the record.
+
+        Records of one archive share coder states and are smaller there. Raises UsageError on unknown layers.
+        """
+        data = [_as_bytes(r) for r in records]
+        parts = [self.split(d) for d in data]
+        blocks = iter(self.encode_blocks([[p] for record in parts for p in record], layers))
+        return [self._pack_blob(d, [next(blocks) for _ in p]) for d, p in zip(data, parts, strict=True)]
+
+    def decode(self, blobs: Sequence[bytes]) -> list[bytes]:
+        """Records of blobs that hold the exact layer. FormatError, MissingLayerError, ModelMismatchError, VersionError."""
+        opened = [self._open_blob(b) for b in blobs]
+        parts = iter(self.decode_blocks([block for o in opened if not isinstance(o, bytes) for block in o]))
+        return [o if isinstance(o, bytes) else b"".join(next(parts)[0] for _ in o) for o in opened]
+
+    def read(self, blobs: Sequence[bytes]) -> list[str]:
+        """Approximate text of blobs from their gist layer alone."""
+        opened = [self._open_blob(b) for b in blobs]
+        parts = iter(self.read_gist([block for o in opened if not isinstance(o, bytes) for block in o]))
+        return [
+            o.decode("utf-8", "replace") if isinstance(o, bytes) else "".join(next(parts)[0] for _ in o) for o in opened
+        ]
+
+    def _pack_blob(self, data: bytes, blocks: list[Block]) -> bytes:
+        body = b""
+        for block in blocks:
+            body += bytes([sum(1 << i for i, n in enumerate((*LAYERS, PLAIN)) if n in block.layers)])
+            for name in (*LAYERS, PLAIN):
+                if name in block.layers:
+                    body += varint(len(block.layers[name])) + block.layers[name]
+        head = bytes.fromhex(self.id[:8])
+        coded = _MAGIC + bytes([_BLOB_VERSION << 4 | _MODEL_BLOB]) + head + _checksum(head + body) + body
+        kind, payload = self._plain.encode(data)
+        # The kind rides in the low bits of the byte that names the version: 7 bytes of overhead in all.
+        plain = _MAGIC + bytes([_BLOB_VERSION << 4 | kind << 1 | _PLAIN_BLOB]) + _checksum(payload) + payload
+        return min(coded, plain, key=len)
+
+    def _open_blob(self, blob: bytes) -> bytes | list[Block]:
+        """The record itself of a plain blob, else the blocks of its parts."""
+        blob = bytes(blob)
+        reader = Reader(blob, "blob")
+        if reader.take(2) != _MAGIC:
+            raise FormatError("not a colazip blob")
+        kind = reader.take(1)[0]
+        if kind >> 4 > _BLOB_VERSION:
+            raise VersionError(f"blob of format {kind >> 4}: this release reads up to {_BLOB_VERSION}; upgrade colazip")
+        if kind & 1 == _PLAIN_BLOB:
+            checksum, payload = reader.take(4), reader.rest()
+            if _checksum(payload) != checksum:
+                raise FormatError("blob: damaged, its checksum does not match")
+            # A zstd frame of n bytes can hold far more; 2**31 bounds what one blob may ask for.
+            return self._plain.decode(kind >> 1 & 7, payload, 1 << 31)
+        head, checksum, body = reader.take(4), reader.take(4), reader.rest()
+        if _checksum(head + body) != checksum:
+            raise FormatError("blob: damaged, its checksum does not match")
+        if head.hex() != self.id[:8]:
+            raise ModelMismatchError(f"blob was coded with model {head.hex()}…, this one is {self.id[:8]}…")
+        reader = Reader(body, "blob")
+        blocks = []
+        left = len(body)
+        while left:
+            mask = reader.take(1)[0]
+            layers, used = {}, 1
+            for i, name in enumerate((*LAYERS, PLAIN)):
+                if mask >> i & 1:
+                    size = reader.varint(left)
+                    layers[name] = reader.take(size)
+                    used += size + len(varint(size))
+            left -= used
+            blocks.append(Block(1, layers))
+        return blocks
+
+    # -- blocks: what archives store
+
+    def split(self, data: bytes) -> list[bytes]:
+        """Cut a record into parts of at most BLOCK_BYTES, after a line end or a space where there is one."""
+        parts, at = [], 0
+        while len(data) - at > BLOCK_BYTES:
+            window = data[at : at + BLOCK_BYTES]
+            cut = max(window.rfind(b"\n", BLOCK_BYTES // 2), window.rfind(b" ", BLOCK_BYTES - 256) - 1) + 1
+            if cut <= 0:
+                cut = BLOCK_BYTES
+                while cut > BLOCK_BYTES - 4 and data[at + cut] & 0xC0 == 0x80:  # not inside a character
+                    cut -= 1
+            parts.append(data[at : at + cut])
+            at += cut
+        parts.append(data[at:])
+        return parts
+
+    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
+        """Code each sequence of parts (at most BLOCK_BYTES of text, BLOCK_PARTS parts) as one block.
+
+        The result does not depend on what else is in the call, on the batch size, or on threads.
+        """
+        wanted = _check_layers(layers)
+        result: list[Block] = []
+        with torch.inference_mode():
+            for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
+                result.extend(self._encode_some(blocks[lo : lo + _BLOCKS_AT_ONCE], wanted))
+        return result
+
+    def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
+        """Exact bytes of every part. MissingLayerError without GIST and EXACT, FormatError on damage."""
+        result: list[list[bytes]] = []
+        for some in self._open_blocks(blocks, (GIST, EXACT)):
+            checksums = [Reader(b.layers[EXACT], "exact layer") for b in some.blocks]
+            expected = [r.take(4) for r in checksums]
+            tokens = self._decode_exact(some, [r.rest() for r in checksums])
+            for b, parts in enumerate(self._texts(some, tokens)):
+                if _checksum(b"".join(parts)) != expected[b]:
+                    raise FormatError("exact layer: the text does not match its checksum")
+                result.append(parts)
+        return result
+
+    def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
+        """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN."""
+        result: list[list[str]] = []
+        for some in self._open_blocks(blocks, (GIST,)):
+            tokens = [self.read_levels(levels, count) for levels, count in some.latents()]
+            result.extend([p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens))
+        return result
+
+    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """(slots int64 [n], codes uint8 [n, M]) of the parts that have a search code."""
+        if SEARCH not in block.layers:
+            raise MissingLayerError("the search layer was not packed, or was stripped")
+        reader = Reader(block.layers[SEARCH], "search layer")
+        bits = np.unpackbits(np.frombuffer(reader.take(-(-block.count // 8)), np.uint8), bitorder="little")
+        slots = np.flatnonzero(bits[: block.count])
+        width = self._codebook.shape[0]
+        codes = np.frombuffer(reader.take(len(slots) * width), np.uint8).reshape(-1, width)
+        reader.end()
+        return slots, codes
+
+    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
+        """Unit vectors, float32 [N, D]; an empty text has the zero vector. A long text is pooled over its segments."""
+        tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
+        sums = np.zeros((len(texts), self.model.config.vector))
+        lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
+        with torch.inference_mode():
+            for lo, x, counts in self._batches(lanes, lambda i: tokens[lanes.block[i]]):
+                valid = _valid(counts, x.shape[1], self._patch)
+                _, hidden = self._vae.encode(x, valid)
+                pooled = self.model.search(hidden, x, counts).double().cpu().numpy()
+                np.add.at(sums, lanes.block[lo : lo + len(x)], pooled)
+        return unit(sums)
+
+    # -- latents, for the prior
+
+    def latents(self, block: Block) -> dict[int, list[tuple[np.ndarray, int]]]:
+        """Latent levels of each coded part: slot -> [(levels float32 [P, C], tokens)] for each of its segments."""
+        (some,) = self._open_blocks([block], (GIST,))
+        found: dict[int, list[tuple[int, np.ndarray, int]]] = {}
+        for i, (levels, count) in enumerate(some.latents()):
+            found.setdefault(int(some.lanes.part[i]), []).append((int(some.lanes.start[i]), levels, count))
+        return {slot: [(lv, n) for _, lv, n in sorted(v, key=lambda s: s[0])] for slot, v in found.items()}
+
+    def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
+        """Gist reading of one segment: levels [P, C] -> tokens int64 [count]."""
+        with torch.inference_mode():
+            x = torch.from_numpy(np.ascontiguousarray(levels, np.float32))[None].to(self._device)
+            valid = torch.ones(1, x.shape[1], dtype=torch.bool, device=self._device)
+            states = self._vae.decoder.read(self._vae.decoder(x, valid)[0]).flatten(0, 1)[:count]
+            return self._vae.readout.best(states).cpu().numpy()
+
+    # -- encoding
+
+    def _batches(self, lanes: Lanes, tokens_of: object) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(first lane, tokens int64 [B, P, K], counts int64 [B]); lanes come longest first, so padding is small."""
+        for lo in range(0, len(lanes), self.batch_size):
+            hi = min(lo + self.batch_size, len(lanes))
+            width = int(lanes.patches[lo]) * self._patch
+            x = np.zeros((hi - lo, width), np.int64)
+            for row in range(lo, hi):
+                start, count = lanes.start[row], lanes.count[row]
+                x[row - lo, :count] = tokens_of(row)[start : start + count]  # type: ignore[operator]
+            counts = torch.from_numpy(lanes.count[lo:hi].copy())
+            yield lo, torch.from_numpy(x).view(hi - lo, -1, self._patch).to(self._device), counts.to(self._device)
+
+    def _encode_some(self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...]) -> list[Block]:
+        flat = [part for parts in blocks for part in parts]
+        for parts in blocks:
+            if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
+                raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
+        coded_tokens = iter(self.model.tokenizer.encode(flat))
+        tokens = [[next(coded_tokens) for _ in parts] for parts in blocks]
+        lanes = lay_out([[len(t) for t in parts] for parts in tokens], self._segment, self._patch)
+        coded: list[_Coded] = []
+        for _, x, counts in self._batches(lanes, lambda i: tokens[lanes.block[i]][lanes.part[i]]):
+            coded.extend(self._run(x, counts, exact=EXACT in layers))
+        # Without a layer that gives text back there is nothing to fall back to.
+        plain = [self._choose_plain(b, p, lanes, coded) if GIST in layers else {} for b, p in enumerate(blocks)]
+        kept = lay_out(
+            [
+                [0 if p in plain[b] else len(t) for p, t in enumerate(parts)]
+                for b, parts in enumerate(tokens)
+            ],
+            self._segment,
+            self._patch,
+        )
+        alive = [i for i in range(len(lanes)) if lanes.part[i] not in plain[lanes.block[i]]]
+        rows = [coded[i] for i in alive]
+        gist = self._streams(len(blocks), kept, [_gist_symbols(r, self.model.config.groups) for r in rows])
+        exact = self._streams(len(blocks), kept, [_exact_symbols(r) for r in rows]) if EXACT in layers else []
+        result = []
+        for b, parts in enumerate(blocks):
+            made: dict[str, bytes] = {}
+            if SEARCH in layers:
+                made[SEARCH] = self._search_layer(b, len(parts), plain[b], lanes, coded)
+            counts_head = varints(0 if p in plain[b] else len(t) + 1 for p, t in enumerate(tokens[b]))
+            made[GIST] = counts_head + gist[b]
+            if EXACT in layers:
+                made[EXACT] = _checksum(b"".join(parts)) + exact[b]
+            if plain[b]:
+                made[PLAIN] = b"".join(
+                    varint(len(payload) << 1 | kind) + payload for _, (kind, payload) in sorted(plain[b].items())
+                )
+            result.append(Block(len(parts), {n: v for n, v in made.items() if n in (*layers, PLAIN)}))
+        return result
+
+    def _run(self, x: Tensor, counts: Tensor, *, exact: bool) -> list[_Coded]:
+        """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B]."""
+        vae = self._vae
+        valid = _valid(counts, x.shape[1], self._patch)
+        levels, hidden = vae.encode(x, valid)
+        sums = self.model.search(hidden, x, counts).double().cpu().numpy()
+        coarse = coarse_plane(levels)
+        fine = levels - 3.0 * coarse
+        size = valid.sum(1).tolist()
+        at = valid.nonzero(as_tuple=True)
+        coarse_symbols = (coarse[at] + 1).long()
+        coarse_pairs = _pairs(vae.context(coarse, valid)[at].flatten(0, 1), coarse_symbols.flatten())
+        table = vae.refiner(coarse, valid)[at]
+        table = table.gather(2, coarse_symbols[..., None, None].expand(*table.shape[:2], 1, table.shape[3]))[:, :, 0]
+        fine_pairs = _pairs(table.flatten(0, 1), (fine[at] + 1).long().flatten())
+        channels = levels.shape[2]
+        split_at = np.cumsum(size)[:-1]
+        coarse_rows = np.split(coarse_pairs.reshape(2, -1, channels), split_at, axis=1)
+        fine_rows = np.split(fine_pairs.reshape(2, -1, channels), split_at, axis=1)
+        token_rows: list[np.ndarray] | None = None
+        if exact:
+            real = torch.arange(x.shape[1] * self._patch, device=x.device)[None] < counts[:, None]
+            features = vae.decoder(levels, valid)
+            states = vae.exact.patches(features, vae.embed_patches(x), valid)
+            slots = vae.exact.slots(states).unflatten(-1, (self._patch, -1)).flatten(1, 2)[real]
+            flat = x.flatten(1)
+            states = vae.exact.tokens(slots, token_history(flat)[real], vae.embed)
+            targets = flat[real]
+            classes = vae.readout.class_of[targets]
+            pairs = np.stack(
+                [
+                    _pairs(vae.readout.classes(states), classes),
+                    _pairs(vae.readout.slots(states, classes), vae.readout.slot_of[targets]),
+                ],
+                -1,
+            )
+            token_rows = np.split(pairs, np.cumsum(counts.tolist())[:-1], axis=1)
+        return [
+            _Coded(coarse_rows[i], fine_rows[i], token_rows[i] if token_rows else None, sums[i]) for i in range(len(x))
+        ]
+
+    def _choose_plain(
+        self, b: int, parts: Sequence[bytes], lanes: Lanes, coded: list[_Coded]
+    ) -> dict[int, tuple[int, bytes]]:
+        """Parts of a block that a classical coder stores in fewer bytes: part -> (kind, payload)."""
+        bits = np.zeros(len(parts))
+        for i in np.flatnonzero(lanes.block == b):
+            bits[lanes.part[i]] += coded[i].gist_bits() + coded[i].exact_bits()
+        chosen = {}
+        for p, part in enumerate(parts):
+            if part:
+                kind, payload = self._plain.encode(part)
+                if len(payload) <= bits[p] / 8.0:
+                    chosen[p] = (kind, payload)
+        return chosen
+
+    def _search_layer(
+        self, b: int, count: int, plain: dict[int, tuple[int, bytes]], lanes: Lanes, coded: list[_Coded]
+    ) -> bytes:
+        sums: dict[int, np.ndarray] = {}
+        for i in np.flatnonzero(lanes.block == b):
+            part = int(lanes.part[i])
+            if part not in plain:
+                sums[part] = sums.get(part, 0.0) + coded[i].vector
+        bitmap = np.zeros(count, np.uint8)
+        slots = sorted(sums)
+        bitmap[slots] = 1
+        head = np.packbits(bitmap, bitorder="little").tobytes()
+        if not slots:
+            return head
+        return head + assign_codes(unit(np.stack([sums[s] for s in slots])), self._codebook).tobytes()
+
+    @staticmethod
+    def _streams(
+        count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[bytes]:
+        """One entropy-coded stream a block. symbols: for each lane its pairs [2, n] and their moments int64 [n].
+
+        Symbols of a block are coded in the order of their moments; at one moment, lanes in their order.
+        """
+        streams = []
+        for b in range(count):
+            mine = np.flatnonzero(lanes.block == b)
+            if not len(mine):
+                streams.append((np.zeros(0, np.uint32), np.zeros(0, np.uint32)))
+                continue
+            pairs = np.concatenate([symbols[i][0] for i in mine], axis=1)
+            moments = np.concatenate([symbols[i][1] for i in mine])
+            order = np.argsort(moments, kind="stable")
+            streams.append((pairs[0, order], pairs[1, order]))
+        return encode_streams(streams)
+
+    # -- decoding
+
+    def _open_blocks(self, blocks: Sequence[Block], layers: Sequence[str]) -> Iterator[_Opened]:
+        for name in layers:
+            if any(name not in b.layers for b in blocks):
+                raise MissingLayerError(f"the {name} layer was not packed, or was stripped")
+        for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
+            some = _Opened(blocks[lo : lo + _BLOCKS_AT_ONCE], self)
+            with torch.inference_mode():
+                some.levels = self._decode_gist(some)
+            yield some
+
+    def _decode_gist(self, some: _Opened) -> Tensor:
+        """Latent levels of all lanes, float32 [L, P, C], zero behind a lane's end."""
+        vae, lanes, config = self._vae, some.lanes, self.model.config
+        decoder = StreamDecoder(some.gist_streams)
+        longest = int(lanes.patches.max(initial=0))
+        coarse = torch.zeros(len(lanes), longest, config.channels, device=self._device)
+        caches = vae.context.stack.caches(len(lanes))
+        each = config.channels // config.groups
+        for i in range(longest):
+            n = lanes.active_patches(i)
+            order = lanes.by_block(n)
+            context = vae.context.step(coarse[:n, i - 1] if i else None, n, i, caches)
+            for g in range(config.groups):
+                logits = vae.context.step_logits(g, context, coarse[:n, i, : g * each])[torch.from_numpy(order)]
+                found = _decode(decoder, np.repeat(lanes.block[order], each), logits.flatten(0, 1))
+                coarse[torch.from_numpy(order), i, g * each : (g + 1) * each] = (found.view(n, each) - 1).float()
+        levels = torch.zeros_like(coarse)
+        for lo in range(0, len(lanes), self.batch_size):
+            hi = min(lo + self.batch_size, len(lanes))
+            plane = coarse[lo:hi, : int(lanes.patches[lo])]
+            patches = torch.from_numpy(lanes.patches[lo:hi].copy()).to(self._device)
+            valid = torch.arange(plane.shape[1], device=self._device)[None] < patches[:, None]
+            table = vae.refiner(plane, valid)
+            index = (plane + 1).long()[..., None, None].expand(*plane.shape, 1, table.shape[-1])
+            table = table.gather(3, index)[:, :, :, 0]
+            order = np.argsort(lanes.block[lo:hi], kind="stable")
+            picked = valid[torch.from_numpy(order)]
+            logits = table[torch.from_numpy(order)][picked]
+            streams = np.repeat(lanes.block[lo:hi][order], lanes.patches[lo:hi][order] * config.channels)
+            found = _decode(decoder, streams, logits.flatten(0, 1)).view(-1, config.channels)
+            fine = torch.zeros(*picked.shape, config.channels, device=self._device)
+            fine[picked] = (found - 1).float()
+            levels[torch.from_numpy(order + lo), : plane.shape[1]] = (
+                plane[torch.from_numpy(order)] * 3.0 + fine
+            )
+        decoder.finish()
+        return levels
+
+    def _decode_exact(self, some: _Opened, streams: list[bytes]) -> list[np.ndarray]:
+        """Tokens of every lane, int64 [T] each."""
+        with torch.inference_mode():
+            vae, lanes, patch = self._vae, some.lanes, self._patch
+            decoder = StreamDecoder(streams)
+            longest = int(lanes.patches.max(initial=0))
+            assert some.levels is not None
+            features = torch.zeros(len(lanes), longest, self.model.config.decoder.width, device=self._device)
+            for lo in range(0, len(lanes), self.batch_size):
+                hi = min(lo + self.batch_size, len(lanes))
+                width = int(lanes.patches[lo])
+                patches = torch.from_numpy(lanes.patches[lo:hi].copy()).to(self._device)
+                valid = torch.arange(width, device=self._device)[None] < patches[:, None]
+                features[lo:hi, :width] = vae.decoder(some.levels[lo:hi, :width], valid)
+            # Three tokens of padding in front, so that the tokens before the first are padding.
+            tokens = torch.zeros(len(lanes), 3 + longest * patch, dtype=torch.int64, device=self._device)
+            caches = vae.exact.stack.caches(len(lanes))
+            for i in range(longest):
+                n = lanes.active_patches(i)
+                before = vae.embed_patches(tokens[:n, 3 + (i - 1) * patch : 3 + i * patch]) if i else None
+                if before is None:
+                    before = torch.zeros(n, patch * self.model.config.embedding, device=self._device)
+                states = vae.exact.slots(vae.exact.step(features[:n, i], before, i, caches)).unflatten(-1, (patch, -1))
+                for k in range(patch):
+                    at = i * patch + k
+                    m = lanes.active(at)
+                    if not m:
+                        break
+                    history = tokens[:m, at : at + 3].flip(1)
+                    order = torch.from_numpy(lanes.by_block(m))
+                    inner = vae.exact.tokens(states[:m, k], history, vae.embed)[order]
+                    blocks = lanes.block[order.numpy()]
+                    classes = _decode(decoder, blocks, vae.readout.classes(inner))
+                    slots = _decode(decoder, blocks, vae.readout.slots(inner, classes))
+                    tokens[order, 3 + at] = vae.readout.token_of[classes, slots]
+            decoder.finish()
+            table = tokens[:, 3:].cpu().numpy()
+            return [table[i, : lanes.count[i]] for i in range(len(lanes))]
+
+    def _texts(self, some: _Opened, tokens: Sequence[np.ndarray]) -> list[list[bytes]]:
+        """Parts of each block from the tokens of its lanes and its plain frames."""
+        pieces: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+        decode = self.model.tokenizer.decode
+        for i, t in enumerate(tokens):
+            key = int(some.lanes.block[i]), int(some.lanes.part[i])
+            pieces.setdefault(key, []).append((int(some.lanes.start[i]), decode(t.tolist())))
+        result = []
+        for b, block in enumerate(some.blocks):
+            parts = []
+            for p in range(block.count):
+                if p in some.plain[b]:
+                    parts.append(some.plain[b][p])
+                else:
+                    parts.append(b"".join(text for _, text in sorted(pieces.get((b, p), []))))
+            result.append(parts)
+        return result
+
+
+class _Opened:
+    """Blocks taken apart: lanes, streams and plain frames; every length checked before it is used."""
+
+    def __init__(self, blocks: Sequence[Block], codec: Codec) -> None:
+        self.blocks = list(blocks)
+        self.plain: list[dict[int, bytes]] = []
+        self.gist_streams: list[bytes] = []
+        self.levels: Tensor | None = None
+        counts = []
+        for block in self.blocks:
+            if not 0 <= block.count <= BLOCK_PARTS:
+                raise FormatError(f"a block of {block.count} parts, at most {BLOCK_PARTS} can be")
+            reader = Reader(block.layers[GIST], "gist layer")
+            tokens = [reader.varint(BLOCK_BYTES + 1) - 1 for _ in range(block.count)]
+            if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
+                raise FormatError("gist layer: more tokens than a block can hold")
+            self.gist_streams.append(reader.rest())
+            counts.append(tokens)
+            frames = Reader(block.layers.get(PLAIN, b""), "plain layer")
+            mine = {}
+            for p, t in enumerate(tokens):
+                if t < 0:
+                    head = frames.varint(2 * BLOCK_BYTES + 1)
+                    mine[p] = codec._plain.decode(head & 1, frames.take(head >> 1), BLOCK_BYTES)
+            frames.end()
+            self.plain.append(mine)
+        self.lanes = lay_out(counts, codec._segment, codec._patch)
+
+    def latents(self) -> list[tuple[np.ndarray, int]]:
+        """(levels float32 [P, C], tokens) of every lane."""
+        assert self.levels is not None
+        table = self.levels.cpu().numpy()
+        return [(table[i, : self.lanes.patches[i]], int(self.lanes.count[i])) for i in range(len(self.lanes))]
+
+
+def _as_bytes(record: str | bytes) -> bytes:
+    if isinstance(record, str):
+        return record.encode("utf-8", "surrogatepass")
+    return bytes(record)
+
+
+def _check_layers(layers: Sequence[str]) -> tuple[str, ...]:
+    wanted = tuple(n for n in LAYERS if n in layers)
+    if unknown := [n for n in layers if n not in LAYERS]:
+        raise UsageError(f"no layer {unknown[0]!r}: choose from {', '.join(LAYERS)}")
+    if not wanted:
+        raise UsageError(f"no layer named: choose from {', '.join(LAYERS)}")
+    if EXACT in wanted and GIST not in wanted:
+        raise UsageError("the exact layer is coded given the gist: pack both")
+    return wanted
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "little")
+
+
+def _valid(counts: Tensor, patches: int, patch: int) -> Tensor:
+    """Which patches of each segment hold tokens: bool [B, P]."""
+    return torch.arange(patches, device=counts.device)[None] * patch < counts[:, None]
+
+
+def _pairs(logits: Tensor, symbols: Tensor) -> np.ndarray:
+    """Interval of each symbol [N] under its logits [N, A]: uint32 [2, N] of start and frequency."""
+    freq = frequencies(logits)
+    end = freq.cumsum(-1, dtype=torch.int32).gather(1, symbols[:, None])[:, 0]
+    mine = freq.gather(1, symbols[:, None])[:, 0]
+    return torch.stack([end - mine, mine]).cpu().numpy().astype(np.uint32)
+
+
+def _decode(decoder: StreamDecoder, streams: np.ndarray, logits: Tensor) -> Tensor:
+    """Next symbol of each row of logits [N, A]; rows of one stream stand together. int64 [N]."""
+    freq = frequencies(logits)
+    cdf = torch.zeros(len(freq), freq.shape[1] + 1, dtype=torch.int32, device=freq.device)
+    torch.cumsum(freq, -1, dtype=torch.int32, out=cdf[:, 1:])
+    return torch.from_numpy(decoder.decode(streams, cdf.cpu().numpy())).to(logits.device)
+
+
+def _gist_symbols(row: _Coded, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coarse symbols at moment (patch, group), then all fine ones of the lane."""
+    patches, channels = row.coarse.shape[1:]
+    moment = np.arange(patches)[:, None] * groups + np.arange(channels)[None] // (channels // groups)
+    pairs = np.concatenate([row.coarse.reshape(2, -1), row.fine.reshape(2, -1)], axis=1)
+    last = np.full(patches * channels, np.iinfo(np.int64).max)
+    return pairs, np.concatenate([moment.ravel(), last])
+
+
+def _exact_symbols(row: _Coded) -> tuple[np.ndarray, np.ndarray]:
+    """Class at moment 2 t, slot at 2 t + 1 of token t."""
+    assert row.tokens is not None
+    return row.tokens.reshape(2, -1), np.arange(row.tokens.shape[1] * 2)
+
+
+assert PRECISION == 20  # the coder's tables and the networks' frequencies are one format

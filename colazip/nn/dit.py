@@ -1,0 +1,139 @@
+"""The prior: a block-causal diffusion transformer over latents, trained by flow matching.
+
+After "Continuous Latent Diffusion Language Model" (arXiv 2605.06548); blocks and their training mask as in block diffusion
+(arXiv 2503.09573), time conditioning by AdaLN-zero (arXiv 2212.09748), shared over layers as in PixArt (arXiv 2310.00426).
+Time runs from 0 (noise) to 1 (data): x_t = (1 - t) * noise + t * data, velocity = data - noise (arXiv 2210.02747).
+Nothing here decides a bit of what is stored, so ordinary float arithmetic will do. The network knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from colazip.config import ModelConfig
+
+_TIME_FEATURES = 64
+
+
+class History:
+    """Keys and values of finished blocks, a list entry a layer: [B, H, positions, W]."""
+
+    def __init__(self, layers: int) -> None:
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+        self.length = 0
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        self.offset = nn.Parameter(torch.zeros(6 * width))
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None, past: History | None, layer: int, keep: bool
+    ) -> Tensor:
+        """x [B, N, D], modulation [B, N, 6 D], rotation [N, W / 2, 2] -> [B, N, D]."""
+        batch, length, width = x.shape
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.offset).chunk(6, -1)
+        h = functional.layer_norm(x, (width,)) * (1 + scale1) + shift1
+        qkv = self.qkv(h).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        q, k = _rotate(functional.normalize(q, dim=-1), rotation), _rotate(functional.normalize(k, dim=-1), rotation)
+        if past is not None:
+            old_k, old_v = past.keys[layer], past.values[layer]
+            k, v = (k, v) if old_k is None or old_v is None else (torch.cat([old_k, k], 2), torch.cat([old_v, v], 2))
+            if keep:
+                past.keys[layer], past.values[layer] = k, v
+        # Normalised queries and keys (arXiv 2010.04245) with the temperature that keeps attention sharp enough.
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=math.sqrt(q.shape[-1]))
+        x = x + gate1 * self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        h = functional.layer_norm(x, (width,)) * (1 + scale2) + shift2
+        return x + gate2 * self.down(functional.gelu(self.up(h)))
+
+
+class DiT(nn.Module):
+    """Velocity of noisy vectors given the finished blocks before them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.block = config.prior.width, config.prior_block
+        self.channels, self.layers = config.channels, config.prior.layers
+        self.head_width = width // config.prior.heads
+        self.enter = nn.Linear(config.channels, width)
+        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU())
+        self.modulate = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(_Block(width, config.prior.heads) for _ in range(config.prior.layers))
+        self.leave = nn.Linear(width, config.channels)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+        # Standard deviation of each channel over the training text: the network sees unit variance.
+        self.register_buffer("deviation", torch.ones(config.channels))
+
+    def _modulation(self, t: Tensor) -> Tensor:
+        """t [...] in 0..1 -> [..., 6 D]."""
+        rate = torch.exp(torch.arange(_TIME_FEATURES // 2, device=t.device) * (-math.log(10000.0) / (_TIME_FEATURES // 2)))
+        angle = t[..., None] * 1000.0 * rate
+        return self.modulate(self.time(torch.cat([angle.cos(), angle.sin()], -1)))
+
+    def _rotation(self, start: int, length: int, device: torch.device) -> Tensor:
+        half = self.head_width // 2
+        rate = 10000.0 ** (-torch.arange(half, device=device) / half)
+        angle = torch.arange(start, start + length, device=device)[:, None] * rate
+        return torch.stack([angle.cos(), angle.sin()], -1)
+
+    def forward(self, noisy: Tensor, t: Tensor, clean: Tensor, valid: Tensor, history: Tensor) -> Tensor:
+        """Training pass over whole sequences at once.
+
+        noisy, clean [B, P, C]; t [B, P], one value a block; valid bool [B, P]; history bool [B], False hides the
+        finished blocks (for classifier-free guidance). Returns velocities [B, P, C].
+        """
+        length = noisy.shape[1]
+        x = self.enter(torch.cat([clean, noisy], 1))
+        modulation = self._modulation(torch.cat([torch.ones_like(t), t], 1))
+        rotation = self._rotation(0, length, x.device).repeat(2, 1, 1)
+        block = torch.arange(length, device=x.device) // self.block
+        same, before = block[:, None] == block[None], block[:, None] > block[None]
+        past = (before[None] & history[:, None, None]).expand(len(x), -1, -1)
+        own = same[None].expand(len(x), -1, -1)
+        mask = torch.cat(
+            [torch.cat([past | own, torch.zeros_like(own)], 2), torch.cat([past, own], 2)], 1
+        )  # [B, 2P queries, 2P keys]
+        mask = mask & valid.repeat(1, 2)[:, None, :] | torch.eye(2 * length, dtype=torch.bool, device=x.device)
+        for i, layer in enumerate(self.blocks):
+            x = layer(x, modulation, rotation, mask[:, None], None, i, False)
+        return self.leave(functional.layer_norm(x[:, length:], x.shape[-1:]))
+
+    def velocity(self, x: Tensor, t: float, past: History) -> Tensor:
+        """Velocity of one noisy block [B, n, C] at time t after the finished blocks in `past`."""
+        return self.leave(functional.layer_norm(self._run(x, t, past, keep=False), (self.enter.out_features,)))
+
+    def finish(self, x: Tensor, past: History) -> None:
+        """Append a finished block [B, n, C] to `past`."""
+        self._run(x, 1.0, past, keep=True)
+        past.length += x.shape[1]
+
+    def _run(self, x: Tensor, t: float, past: History, *, keep: bool) -> Tensor:
+        modulation = self._modulation(torch.full(x.shape[:2], t, device=x.device))
+        rotation = self._rotation(past.length, x.shape[1], x.device)
+        x = self.enter(x)
+        for i, layer in enumerate(self.blocks):
+            x = layer(x, modulation, rotation, None, past, i, keep)
+        return x
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864): x [B, H, N, W], rotation [N, W / 2, 2]."""
+    a, b = x.chunk(2, -1)
+    cos, sin = rotation[..., 0], rotation[..., 1]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

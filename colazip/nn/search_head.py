@@ -1,0 +1,69 @@
+"""Search vectors: pooled encoder states and token rows -> a unit vector, the same bits on every machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from colazip.config import ModelConfig
+from colazip.nn.exact import ExactEmbedding, ExactLinear
+from colazip.nn.layers import straight_through
+
+_GRID = 256.0  # summands live on a grid of 1/256 within +-127, so that up to 512 of them add up exactly in float32
+_TOP = 127.0
+
+
+class SearchHead(nn.Module):
+    """Sum over a text of a projection of each patch's encoder state and of a row for each token.
+
+    The rows learn which tokens matter and where they point; the states bring in context.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.states = ExactLinear(config.encoder.width, config.vector, norm=True)
+        self.tokens = ExactEmbedding(config.vocabulary, config.vector)
+        # Centroids of the product quantizer behind the search codes [M, 256, D / M].
+        self.register_buffer("codebook", torch.zeros(config.code_bytes, 256, config.vector // config.code_bytes))
+
+    def forward(self, hidden: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
+        """hidden [B, P, W], tokens int64 [B, P, K], counts int64 [B] -> sums over each segment [B, D]."""
+        patch = tokens.shape[-1]
+        real = torch.arange(tokens.shape[1] * patch, device=tokens.device)[None] < counts[:, None]
+        real = real.view(tokens.shape)
+        rows = (_on_grid(self.tokens(tokens)) * real[..., None]).sum(2)  # [B, P, D]
+        states = _on_grid(self.states(hidden)) * real[..., :1]
+        return (rows + states).sum(1)
+
+
+def _on_grid(x: Tensor) -> Tensor:
+    scaled = x.clamp(-_TOP, _TOP) * _GRID
+    rounded = torch.round(scaled)
+    return (straight_through(scaled, rounded) if x.requires_grad else rounded) / _GRID
+
+
+def unit(sums: np.ndarray) -> np.ndarray:
+    """Sums on the grid, float64 [N, D] -> unit vectors, float32 [N, D]; a zero row stays zero.
+
+    The sum of squares runs over integers of 12 bits, hence is exact in any order.
+    """
+    top = np.abs(sums).max(-1, keepdims=True)
+    q = np.rint(sums * (4095.0 / np.where(top > 0, top, 1.0)))
+    return (q / np.sqrt(np.maximum((q * q).sum(-1, keepdims=True), 1.0))).astype(np.float32)
+
+
+def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """Nearest centroid of each slice: float32 [N, D], [M, 256, D / M] -> uint8 [N, M].
+
+    Squares are added one dimension after the other, so that no library's order of summation can decide a tie.
+    """
+    slices = vectors.reshape(len(vectors), codebook.shape[0], 1, codebook.shape[2])
+    codes = np.empty((len(vectors), codebook.shape[0]), np.uint8)
+    for lo in range(0, len(vectors), 256):
+        distance = np.zeros((len(slices[lo : lo + 256]), *codebook.shape[:2]), np.float32)
+        for d in range(codebook.shape[2]):
+            gap = slices[lo : lo + 256, :, :, d] - codebook[None, :, :, d]
+            distance += gap * gap
+        codes[lo : lo + 256] = distance.argmin(-1)
+    return codes
