@@ -1,0 +1,137 @@
+"""Arrow tables to bytes and back: one IPC stream of one record batch, compressed by zstd as a whole.
+
+The stream's own body compression isn't used, so that all sizes are bounded before Arrow parses anything.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pyarrow as pa
+import zstandard
+
+from colazip.archive.format import MAX_TABLE_BYTES
+from colazip.errors import FormatError, InputError
+
+# A table of an archive without metadata is a few kB, and there every byte counts.
+_SMALL_TABLE_BYTES = 1 << 20
+_SMALL_LEVEL, _LARGE_LEVEL = 19, 9
+
+_UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
+
+
+def unsigned(values: np.ndarray, present: np.ndarray | None = None) -> pa.Array:
+    """Integers >= 0 as the smallest unsigned Arrow type that holds them. present: false where one is null."""
+    largest = int(values.max(initial=0))
+    kind = next(kind for kind in _UNSIGNED if largest < 1 << kind.bit_width)
+    mask = None if present is None or present.all() else ~present
+    return pa.array(values, type=kind, mask=mask)
+
+
+def dump_table(fields: list[pa.Field], columns: list[pa.Array]) -> bytes:
+    """Columns of one length as a section. Raises InputError for a table too large to be read back."""
+    schema = pa.schema(fields)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    raw = sink.getvalue()
+    if raw.size > MAX_TABLE_BYTES:
+        raise InputError(
+            f"ids and metadata of one group of records take {raw.size} bytes; {MAX_TABLE_BYTES} fit"
+        )
+    level = _SMALL_LEVEL if raw.size <= _SMALL_TABLE_BYTES else _LARGE_LEVEL
+    return zstandard.ZstdCompressor(level=level, write_checksum=False).compress(raw)
+
+
+def load_table(section: bytes, rows: int) -> pa.RecordBatch:
+    """Parse a section written by `dump_table`; raises FormatError unless it is sane and has `rows` rows."""
+    try:
+        raw = _decompress(section)
+        messages = list(pa.ipc.MessageReader.open_stream(pa.py_buffer(raw)))
+        if [message.type for message in messages] != ["schema", "record batch"]:
+            raise FormatError("damaged: a table isn't one Arrow record batch")
+        schema = pa.ipc.read_schema(messages[0])
+        if len(set(schema.names)) != len(schema.names) or not all(map(_is_allowed, schema.types)):
+            raise FormatError("damaged: a table has columns of unknown types or repeated names")
+        if _has_compressed_body(messages[1].metadata.to_pybytes()):
+            raise FormatError("damaged: a table is compressed twice")
+        batch = pa.ipc.read_record_batch(messages[1], schema)
+        # Arrow trusts offsets and UTF-8 inside its buffers until it is asked not to.
+        batch.validate(full=True)
+    except (pa.ArrowException, zstandard.ZstdError, struct.error, ValueError, OSError, MemoryError) as error:
+        raise FormatError("damaged: a table can't be parsed") from error
+    if batch.num_rows != rows:
+        raise FormatError("damaged: a table has another number of rows than the manifest says")
+    return batch
+
+
+def unsigned_column(batch: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(values int64, present bool) of a column of unsigned integers; nulls have the value 0."""
+    index = batch.schema.get_field_index(name)
+    if index < 0 or batch.schema.field(index).type not in _UNSIGNED:
+        raise FormatError(f"damaged: column {name!r} of a table is missing or malformed")
+    column = batch.column(index)
+    values = column.fill_null(0).to_numpy(zero_copy_only=False)
+    if len(values) and int(values.max()) >= 1 << 62:
+        raise FormatError(f"damaged: column {name!r} of a table is out of range")
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    return values.astype(np.int64), present
+
+
+def _is_allowed(kind: pa.DataType) -> bool:
+    """Flat types only: what `dump_table` is given, and nothing that refers to more than its own buffers."""
+    types = pa.types
+    return (
+        kind in _UNSIGNED
+        or types.is_null(kind)
+        or types.is_boolean(kind)
+        or types.is_int64(kind)
+        or types.is_float64(kind)
+        or types.is_string(kind)
+        or types.is_binary(kind)
+        or types.is_date32(kind)
+        or types.is_time64(kind)
+        or types.is_timestamp(kind)
+        or types.is_decimal128(kind)
+        or types.is_decimal256(kind)
+    )
+
+
+def _decompress(section: bytes) -> bytes:
+    size = zstandard.get_frame_parameters(section).content_size
+    if size == zstandard.CONTENTSIZE_UNKNOWN or size > MAX_TABLE_BYTES:
+        raise FormatError("damaged: a table doesn't state its size, or is too large")
+    return zstandard.ZstdDecompressor().decompress(
+        section, max_output_size=max(size, 1), allow_extra_data=False
+    )
+
+
+def _has_compressed_body(metadata: bytes) -> bool:
+    """Whether a record-batch message declares body compression: a field that pyarrow doesn't show.
+
+    metadata: the flatbuffer `Message` of Arrow's IPC format; Arrow has not verified it yet, so neither do we
+    trust it: an offset outside raises struct.error.
+    """
+
+    def u16(at: int) -> int:
+        return int(struct.unpack_from("<H", metadata, at)[0])
+
+    def i32(at: int) -> int:
+        return int(struct.unpack_from("<i", metadata, at)[0])
+
+    def field(table: int, index: int) -> int:
+        """Position of a table's field, 0 if it is absent."""
+        vtable = table - i32(table)
+        if vtable < 0:
+            raise struct.error("vtable before the buffer")
+        slot = 4 + 2 * index
+        offset = u16(vtable + slot) if slot + 2 <= u16(vtable) else 0
+        return table + offset if offset else 0
+
+    message = i32(0)
+    header = field(message, 2)  # Message: version, header_type, header, ...
+    if not header:
+        raise struct.error("message without a header")
+    batch = header + i32(header)
+    return field(batch, 3) != 0  # RecordBatch: length, nodes, buffers, compression, ...
