@@ -1,7 +1,7 @@
 """A codec without a model, small and quick: what tests of the archive and the command line pack with.
 
-Text goes to EXACT as zstd frames, what isn't UTF-8 to PLAIN. The gist of a text is its first 40 characters, its
-vector the sum of random vectors that its words hash to.
+Text goes to EXACT as zstd frames, what isn't UTF-8 to PLAIN. The gist of a text is its first 40 characters,
+its vector the sum of random vectors that its words hash to.
 """
 
 from __future__ import annotations
