@@ -78,6 +78,8 @@ def load_table(section: bytes, rows: int) -> pa.RecordBatch:
     try:
         raw = memoryview(_decompress(section))
         (length,) = _STREAM_LENGTH.unpack_from(raw)
+        if _STREAM_LENGTH.size + length > len(raw):
+            raise FormatError("damaged: a table is cut off")
         tail = raw[_STREAM_LENGTH.size + length :]
         stream = raw[_STREAM_LENGTH.size : _STREAM_LENGTH.size + length]
         messages = list(pa.ipc.MessageReader.open_stream(pa.py_buffer(stream)))
