@@ -1,4 +1,4 @@
-"""Damaged and forged archives: each is refused with a FormatError or reads as it was packed. Never other text.
+"""Damaged and forged archives: each is refused with a FormatError or reads as packed. Never other text.
 
 Forged ones have right checksums, so they get past them to the checks of structure.
 """
