@@ -26,8 +26,8 @@ class PlainCodec:
     def __init__(self, name: str = "plain-test") -> None:
         self.name = name
         self.id = hashlib.sha256(name.encode()).hexdigest()
-        # From a hash, which no version of NumPy draws otherwise: a golden archive holds codes of it. Scaled so
-        # that a decoded code is about as long as the unit vector it stands for.
+        # From a hash, which no version of NumPy draws otherwise: a golden archive holds codes of it. Scaled
+        # so that a decoded code is about as long as the unit vector it stands for.
         noise = hashlib.shake_256(b"codebook").digest(_M * 256 * _WIDTH)
         centroids = np.frombuffer(noise, dtype=np.int8).reshape(_M, 256, _WIDTH).astype(np.float32)
         self.codebook = centroids / np.float32(74 * np.sqrt(_M * _WIDTH))
