@@ -1,0 +1,72 @@
+"""Work on whole archives: verify and strip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from colazip.archive.blocks import drop_layers
+from colazip.archive.format import BLOCKS
+from colazip.archive.output import AtomicFile
+from colazip.archive.writer import Container, check_layers
+from colazip.errors import FormatError, MissingLayerError, UsageError
+from colazip.layers import EXACT, GIST, LAYERS, SEARCH, ArchiveCodec
+
+if TYPE_CHECKING:
+    from colazip.archive.reader import Archive
+
+
+def verify(archive: Archive, codec: ArchiveCodec) -> dict[str, Any]:
+    """What `Archive.verify` does."""
+    manifest = archive.manifest
+    sections = 0
+    for group in manifest.groups:
+        for section in group.sections.values():
+            for _ in archive.read_chunks(section):
+                pass
+            sections += 1
+    decoded = []
+    if SEARCH in archive.layers:
+        for _ in archive._codes():
+            pass
+        decoded.append(SEARCH)
+    if GIST in archive.layers:
+        for _ in archive.gists():
+            pass
+        decoded.append(GIST)
+    if EXACT in archive.layers:
+        text_bytes = sum(len(record.data) for record in archive)
+        if text_bytes != manifest.text_bytes:
+            raise FormatError(f"{archive.path}: holds {text_bytes} bytes of text, not {manifest.text_bytes}")
+        decoded.append(EXACT)
+    return {
+        "records": manifest.records,
+        "parts": manifest.parts,
+        "blocks": manifest.blocks,
+        "sections": sections,
+        "text_bytes": manifest.text_bytes,
+        "decoded": decoded,
+    }
+
+
+def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], overwrite: bool) -> None:
+    """What `Archive.strip` does."""
+    if isinstance(layers, str) or not layers or not set(layers) <= set(LAYERS):
+        raise UsageError(f"layers to strip must be among {', '.join(LAYERS)}")
+    for layer in layers:
+        if layer not in archive.layers:
+            raise MissingLayerError(f"{archive.path}: has no {layer} layer to strip")
+    kept = check_layers([layer for layer in archive.layers if layer not in layers])
+    with AtomicFile(out, overwrite) as file:
+        container = Container(file)
+        for group in archive.manifest.groups:
+            for section in group.sections.values():
+                if section.kind == BLOCKS:
+                    table = drop_layers(archive.read_section(section), group, layers)
+                    container.add_section(BLOCKS, [table])
+                elif section.kind not in layers:
+                    container.add_section(section.kind, archive.read_chunks(section))
+            container.end_group(group.records, group.parts, group.blocks, group.named)
+        container.finish(replace(archive.manifest, layers=kept, groups=tuple(container.groups)))

@@ -1,0 +1,604 @@
+"""Reading an archive. Opening it reads the manifest; all else is read and checked when it is needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from colazip.archive.blocks import BlockTable, load_blocks
+from colazip.archive.format import (
+    BLOCKS,
+    FOOTER,
+    FORMAT_VERSION,
+    HEADER,
+    ROWS,
+    Manifest,
+    Section,
+    check_footer,
+    check_header,
+    load_manifest,
+    text_crc,
+)
+from colazip.archive.record import Hit, PackSummary, Record
+from colazip.archive.rows import RowTable, load_rows
+from colazip.errors import (
+    FormatError,
+    InputError,
+    MissingLayerError,
+    ModelMismatchError,
+    RecordNotFoundError,
+    UsageError,
+)
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block
+
+if TYPE_CHECKING:
+    from colazip.search import SearchIndex
+
+_T = TypeVar("_T")
+
+_BATCH_BLOCKS = 16  # decoded together when streaming
+_KEPT_GROUPS = 4  # groups whose tables stay in memory
+_KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
+_SNIPPET_CHARS = 160
+_READ_BYTES = 1 << 20
+
+
+class Archive:
+    """An archive opened for reading; a context manager.
+
+    path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
+    package, loaded when a call first needs it. Raises InputError if the file can't be read, FormatError if
+    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` isn't the
+    one it was written with. Every method raises FormatError on damage, and never returns other text.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> None:
+        self.path = os.fspath(path)
+        self._codec = codec
+        self._lock = threading.Lock()  # of the file position
+        try:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise InputError(f"{self.path}: can't be opened: {error.strerror or error}") from error
+        try:
+            self.manifest = self._open()
+            if codec is not None:
+                self._check_model(codec)
+        except BaseException:
+            self._file.close()
+            raise
+        self._first_records = [0, *accumulate(group.records for group in self.manifest.groups)]
+        self._first_blocks = [0, *accumulate(group.blocks for group in self.manifest.groups)]
+        self._groups: OrderedDict[int, tuple[BlockTable, RowTable]] = OrderedDict()
+        self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self._id_index: tuple[np.ndarray, np.ndarray] | None = None
+        self._search_index: tuple[SearchIndex, np.ndarray] | None = None
+
+    @classmethod
+    def pack(
+        cls,
+        path: str | os.PathLike[str],
+        records: Iterable[Record | str | bytes],
+        *,
+        codec: ArchiveCodec | None = None,
+        layers: Sequence[str] = LAYERS,
+        overwrite: bool = False,
+        source: Mapping[str, Any] | None = None,
+        batch_blocks: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PackSummary:
+        """Write an archive of `records` to `path`, which appears whole or not at all.
+
+        codec: None for the default model of the package. layers: what to keep of records; exact needs gist.
+        source: free-form JSON about where the records came from. batch_blocks: blocks of 64 KiB of text coded
+        at a time; memory and speed, never the result. progress: called with the totals so far of records and
+        text bytes taken. Raises UsageError if `path` exists and `overwrite` is false, LockedError if another
+        process is writing it, InputError for duplicate ids, unfit metadata, or a file that can't be written.
+        """
+        from colazip.archive.writer import pack
+
+        return pack(
+            path,
+            records,
+            codec or _default_codec(),
+            layers=layers,
+            overwrite=overwrite,
+            source=source,
+            batch_blocks=batch_blocks,
+            progress=progress,
+        )
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was read stays in memory until the object goes."""
+        self._file.close()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers that the archive has, in the order of `colazip.layers.LAYERS`."""
+        return self.manifest.layers
+
+    @property
+    def model_id(self) -> str:
+        """Id of the codec that the archive was written with."""
+        return self.manifest.codec_id
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What `pack` was told about where the records came from."""
+        return self.manifest.source
+
+    def __len__(self) -> int:
+        return self._first_records[-1]
+
+    def __iter__(self) -> Iterator[Record]:
+        """Records in order, exact, in bounded memory."""
+        self._need(EXACT)
+        for group, start, parts in self._stream(self._decode, (GIST, EXACT, PLAIN)):
+            _, rows = self._tables(group)
+            metadata = rows.metadata(start, start + len(parts))
+            names = self._names(group, start, start + len(parts))
+            for name, record_parts, values in zip(names, parts, metadata, strict=True):
+                yield Record(b"".join(record_parts), name, values)
+
+    def ids(self) -> Iterator[str]:
+        """Ids in order."""
+        for group, info in enumerate(self.manifest.groups):
+            if info.named:
+                yield from self._names(group, 0, info.records)
+            else:
+                first = self._first_records[group]
+                yield from map(str, range(first, first + info.records))
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and self._find(id) is not None
+
+    def get(self, id: str) -> bytes:
+        """The exact bytes of one record; decodes the blocks it lies in and no others."""
+        self._need(EXACT)
+        group, row = self._locate(id)
+        blocks, rows = self._tables(group)
+        return b"".join(
+            self._decoded_block(group, block)[slot] for block, slot in _slots(blocks, *rows.parts(row))
+        )
+
+    def gist(self, id: str) -> str:
+        """The reading of one record's gist: near its text, not equal to it."""
+        self._need(GIST)
+        group, row = self._locate(id)
+        blocks, rows = self._tables(group)
+        slots = list(_slots(blocks, *rows.parts(row)))
+        wanted = list(dict.fromkeys(block for block, _ in slots))
+        texts: dict[int, list[str]] = {}
+        for start in range(0, len(wanted), _BATCH_BLOCKS):
+            batch = wanted[start : start + _BATCH_BLOCKS]
+            texts.update(zip(batch, self._read_gist(group, batch, (GIST, PLAIN)), strict=True))
+        return "".join(texts[block][slot] for block, slot in slots)
+
+    def gists(self) -> Iterator[tuple[str, str]]:
+        """(id, reading of the gist) in order, in bounded memory."""
+        self._need(GIST)
+        for group, start, parts in self._stream(self._read_gist, (GIST, PLAIN)):
+            names = self._names(group, start, start + len(parts))
+            yield from zip(names, map("".join, parts), strict=True)
+
+    def metadata(self, id: str) -> dict[str, Any]:
+        """The metadata of one record."""
+        group, row = self._locate(id)
+        return next(self._tables(group)[1].metadata(row, row + 1))
+
+    def search(self, query: str, k: int = 10) -> list[Hit]:
+        """The k records nearest to `query` in meaning, best first; none for a blank query.
+
+        A record of several parts ranks by its best one. Records kept in the plain layer have no vector and
+        are never found. The first search builds the index, which stays in memory: the search codes and 8
+        bytes a part.
+        """
+        self._need(SEARCH)
+        if k < 1:
+            raise UsageError(f"k must be at least 1, not {k}")
+        if not query.strip() or not len(self):
+            return []
+        codec = self._model()
+        index, parts = self._index()
+        vector = codec.vectors([query.encode("utf-8", "replace").decode()])[0]
+        positions, scores = index.search(vector, k)
+        records = index.owners[positions].astype(np.int64)
+        snippets = self._snippets(parts[positions])
+        return [
+            self._hit(int(r), float(s), text) for r, s, text in zip(records, scores, snippets, strict=True)
+        ]
+
+    def regenerate(self, id: str, *, strength: float = 0.3, steps: int = 8, seed: int = 0) -> str:
+        """A variant of one record: its gist latents noised, denoised by the prior, and read.
+
+        strength: share of noise, 0 to 1. steps: of the solver. The same seed gives the same text.
+        """
+        self._need(GIST)
+        group, row = self._locate(id)
+        codec = self._model()
+        from colazip import prior
+
+        table, rows = self._tables(group)
+        slots = list(_slots(table, *rows.parts(row)))
+        blocks = {block: self._block(group, block, (GIST, PLAIN)) for block, _ in slots}
+        pairs = [(blocks[block], slot) for block, slot in slots]
+        text: str = prior.regenerate(codec, pairs, strength=strength, steps=steps, seed=seed)
+        return text
+
+    def info(self) -> dict[str, Any]:
+        """What `colazip info` shows, JSON-ready. Reads nothing but the manifest. Sizes in bytes."""
+        manifest = self.manifest
+        sizes = dict.fromkeys((*LAYERS, PLAIN, ROWS), 0)
+        for group in manifest.groups:
+            for section in group.sections.values():
+                if section.kind in sizes:
+                    sizes[section.kind] += section.length
+        sizes["container"] = self._file_bytes - sum(sizes.values())
+        return {
+            "path": self.path,
+            "format": FORMAT_VERSION,
+            "writer": manifest.writer,
+            "model": {"name": manifest.codec_name, "id": manifest.codec_id},
+            "records": manifest.records,
+            "parts": manifest.parts,
+            "blocks": manifest.blocks,
+            "text_bytes": manifest.text_bytes,
+            "file_bytes": self._file_bytes,
+            "ratio": round(manifest.text_bytes / self._file_bytes, 4),
+            "bytes": sizes,
+            "layers": list(manifest.layers),
+            "source": manifest.source,
+        }
+
+    def verify(self) -> dict[str, Any]:
+        """Check every checksum, then decode all that can be decoded.
+
+        Returns the counts of what was checked; raises FormatError naming the block and the records it holds.
+        """
+        from colazip.archive.maintenance import verify
+
+        return verify(self, self._model())
+
+    def strip(self, layers: Sequence[str], out: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write a copy of the archive without some layers to `out`; nothing is coded anew.
+
+        Raises UsageError for a layer that doesn't exist, for dropping gist while exact stays (exact is coded
+        given the gist), and for dropping all; MissingLayerError for a layer that the archive doesn't have.
+        """
+        from colazip.archive.maintenance import strip
+
+        strip(self, layers, out, overwrite)
+
+    # -- the file
+
+    def _open(self) -> Manifest:
+        try:
+            self._file_bytes = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"{self.path}: can't be read: {error.strerror or error}") from error
+        try:
+            check_header(self.read(0, min(len(HEADER), self._file_bytes)))
+            size = min(FOOTER.size, self._file_bytes)
+            length, crc = check_footer(self.read(self._file_bytes - size, size), self._file_bytes)
+            packed = self.read(self._file_bytes - FOOTER.size - length, length)
+            return load_manifest(packed, crc, self._file_bytes)
+        except FormatError as error:
+            raise type(error)(f"{self.path}: {error}") from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the file."""
+        data = bytearray()
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                while len(data) < length:
+                    chunk = self._file.read(length - len(data))
+                    if not chunk:
+                        raise FormatError(f"{self.path}: truncated while it was open")
+                    data += chunk
+        except (OSError, ValueError) as error:  # ValueError: the archive was closed
+            reason = error.strerror if isinstance(error, OSError) else "the archive was closed"
+            raise InputError(f"{self.path}: can't be read: {reason or error}") from error
+        return bytes(data)
+
+    def read_chunks(self, section: Section) -> Iterator[bytes]:
+        """The bytes of a section, a MiB at a time; raises FormatError at the end if the checksum is wrong."""
+        crc = 0
+        for start in range(0, section.length, _READ_BYTES):
+            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start))
+            crc = zlib.crc32(chunk, crc)
+            yield chunk
+        if crc != section.crc:
+            raise FormatError(f"{self.path}: damaged: the checksum of a {section.kind} section doesn't match")
+
+    def read_section(self, section: Section) -> bytes:
+        """A whole section, checked."""
+        return b"".join(self.read_chunks(section))
+
+    # -- groups and blocks
+
+    def _tables(self, group: int) -> tuple[BlockTable, RowTable]:
+        """Tables of one group."""
+        if group not in self._groups:
+            info = self.manifest.groups[group]
+            rows = self.read_section(info.sections[ROWS]) if ROWS in info.sections else None
+            blocks = self.read_section(info.sections[BLOCKS])
+            try:
+                self._groups[group] = load_blocks(blocks, info), load_rows(rows, info)
+            except FormatError as error:
+                raise FormatError(f"{self.path}: group {group}: {error}") from error
+            while len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+    def _block(self, group: int, block: int, layers: Sequence[str]) -> Block:
+        """Some layers of one block, read and checked."""
+        table, _ = self._tables(group)
+        found: dict[str, bytes] = {}
+        for name in layers:
+            layer = table.layers.get(name)
+            if layer is None or not layer.present[block]:
+                continue
+            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]))
+            if zlib.crc32(found[name]) != layer.crcs[block]:
+                raise FormatError(
+                    f"{self._where(group, block)}: damaged: the checksum of the {name} layer doesn't match"
+                )
+        return Block(table.count(block), found)
+
+    def _decode(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[bytes]]:
+        """Exact parts of some blocks of a group, checked against the text that was packed."""
+        crcs = self._tables(group)[0].text_crcs
+        decoded = self._run(self._model().decode_blocks, group, blocks, layers)
+        for block, parts in zip(blocks, decoded, strict=True):
+            if crcs is None or text_crc(parts) != crcs[block]:
+                raise FormatError(f"{self._where(group, block)}: it decodes to other text than was packed")
+        return decoded
+
+    def _read_gist(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[str]]:
+        return self._run(self._model().read_gist, group, blocks, layers)
+
+    def _run(
+        self,
+        decode: Callable[[Sequence[Block]], list[list[_T]]],
+        group: int,
+        blocks: Sequence[int],
+        layers: Sequence[str],
+    ) -> list[list[_T]]:
+        """Decode some blocks of a group; an error names the block it is about."""
+        loaded = [self._block(group, block, layers) for block in blocks]
+        try:
+            decoded = decode(loaded)
+        except FormatError as error:
+            if len(blocks) == 1:
+                raise FormatError(f"{self._where(group, blocks[0])}: {error}") from error
+            return [self._run(decode, group, [block], layers)[0] for block in blocks]
+        for block, data, parts in zip(blocks, loaded, decoded, strict=True):
+            if len(parts) != data.count:
+                raise FormatError(f"{self._where(group, block)}: it decodes to another number of parts")
+        return decoded
+
+    def _decoded_block(self, group: int, block: int) -> list[bytes]:
+        """Exact parts of one block, from memory if it was read lately."""
+        key = (group, block)
+        if key not in self._decoded:
+            self._decoded[key] = self._decode(group, [block], (GIST, EXACT, PLAIN))[0]
+            while len(self._decoded) > _KEPT_BLOCKS:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(key)
+        return self._decoded[key]
+
+    def _stream(
+        self,
+        decode: Callable[[int, Sequence[int], Sequence[str]], list[list[_T]]],
+        layers: Sequence[str],
+    ) -> Iterator[tuple[int, int, list[list[_T]]]]:
+        """All records in order: (group, first row, the parts of each record), a batch of blocks at a time."""
+        for group, info in enumerate(self.manifest.groups):
+            _, rows = self._tables(group)
+            waiting: list[_T] = []
+            row = 0
+            for start in range(0, info.blocks, _BATCH_BLOCKS):
+                batch = range(start, min(start + _BATCH_BLOCKS, info.blocks))
+                for parts in decode(group, batch, layers):
+                    waiting += parts
+                done: list[list[_T]] = []
+                taken = 0
+                while row + len(done) < info.records:
+                    first, last = rows.parts(row + len(done))
+                    if taken + last - first > len(waiting):
+                        break
+                    done.append(waiting[taken : taken + last - first])
+                    taken += last - first
+                del waiting[:taken]
+                if done:
+                    yield group, row, done
+                row += len(done)
+
+    def _where(self, group: int, block: int) -> str:
+        """Names a block of a group and the records in it, for an error."""
+        table, rows = self._tables(group)
+        first, last = (int(row) for row in rows.row_of(table.starts[[block, block + 1]] - [0, 1]))
+        names = [self._names(group, row, row + 1)[0] for row in dict.fromkeys((first, last))]
+        of = f"record {names[0]!r}" if len(names) == 1 else f"records {names[0]!r} to {names[1]!r}"
+        return f"{self.path}: block {self._first_blocks[group] + block} ({of})"
+
+    # -- ids
+
+    def _names(self, group: int, start: int, stop: int) -> list[str]:
+        """Ids of rows start to stop of a group."""
+        first = self._first_records[group] + start
+        own = self._tables(group)[1].own_ids(start, stop)
+        return [str(first + i) if name is None else name for i, name in enumerate(own)]
+
+    def _locate(self, id: str) -> tuple[int, int]:
+        """(group, row) of a record; raises RecordNotFoundError."""
+        found = self._find(id)
+        if found is None:
+            raise RecordNotFoundError(f"{self.path}: no record has the id {id!r}")
+        return found
+
+    def _find(self, id: str) -> tuple[int, int] | None:
+        for ordinal in self._candidates(id):
+            group, row = self._place(ordinal)
+            if not self.manifest.groups[group].named or self._names(group, row, row + 1) == [id]:
+                return group, row
+        return None
+
+    def _candidates(self, id: str) -> Iterator[int]:
+        """Ordinals of records that may have this id; in a group of ordinals, that does."""
+        if any(group.named for group in self.manifest.groups):
+            hashes, ordinals = self._hashed_ids()
+            first, last = (
+                np.searchsorted(hashes, hash(id), side="left"),
+                np.searchsorted(hashes, hash(id), side="right"),
+            )
+            yield from map(int, ordinals[first:last])
+        if id.isascii() and id.isdecimal() and len(id) <= 18 and str(int(id)) == id and int(id) < len(self):
+            group, _ = self._place(int(id))
+            if not self.manifest.groups[group].named:
+                yield int(id)
+
+    def _hashed_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """(sorted hashes int64 [n], ordinals int64 [n]) of the records in groups with ids of their own."""
+        if self._id_index is None:
+            hashes, ordinals = [], []
+            for group, info in enumerate(self.manifest.groups):
+                if info.named:
+                    names = self._names(group, 0, info.records)
+                    hashes.append(np.fromiter(map(hash, names), dtype=np.int64, count=len(names)))
+                    ordinals.append(self._first_records[group] + np.arange(info.records))
+            joined = np.concatenate(hashes)
+            order = np.argsort(joined, kind="stable")
+            self._id_index = joined[order], np.concatenate(ordinals)[order]
+        return self._id_index
+
+    def _place(self, ordinal: int) -> tuple[int, int]:
+        """(group, row) of the record of an ordinal."""
+        group = bisect_right(self._first_records, ordinal) - 1
+        return group, ordinal - self._first_records[group]
+
+    # -- search
+
+    def _index(self) -> tuple[SearchIndex, np.ndarray]:
+        """The index, and the part (counted over the archive) of each of its codes."""
+        if self._search_index is None:
+            from colazip.search import SearchIndex
+
+            narrow = np.uint32 if self.manifest.parts < 1 << 32 else np.int64
+            index = SearchIndex(self._model().codebook, narrow)
+            parts: list[np.ndarray] = [np.empty(0, dtype=narrow)]
+            for group_parts, owners, codes in self._codes():
+                index.add(codes, owners)
+                parts.append(group_parts.astype(narrow))
+            self._search_index = index, np.concatenate(parts)
+        return self._search_index
+
+    def _codes(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""
+        codec = self._model()
+        width = codec.codebook.shape[0]
+        first_part = 0
+        for group, info in enumerate(self.manifest.groups):
+            table, rows = self._tables(group)
+            for block in range(info.blocks):
+                try:
+                    slots, codes = codec.search_codes(self._block(group, block, (SEARCH, PLAIN)))
+                except FormatError as error:
+                    raise FormatError(f"{self._where(group, block)}: {error}") from error
+                count = table.count(block)
+                if codes.shape != (len(slots), width) or not all(0 <= slot < count for slot in slots):
+                    raise FormatError(f"{self._where(group, block)}: damaged: its search codes don't fit")
+                parts = table.starts[block] + slots
+                yield first_part + parts, self._first_records[group] + rows.row_of(parts), codes
+            first_part += info.parts
+
+    def _snippets(self, parts: np.ndarray) -> list[str]:
+        """One line of each part, from the exact layer, else from the gist, else empty."""
+        first_parts = [0, *accumulate(group.parts for group in self.manifest.groups)]
+        snippets = []
+        for part in map(int, parts):
+            group = bisect_right(first_parts, part) - 1
+            local = part - first_parts[group]
+            ((block, slot),) = _slots(self._tables(group)[0], local, local + 1)
+            if EXACT in self.layers:
+                text = self._decoded_block(group, block)[slot].decode("utf-8", "replace")
+            elif GIST in self.layers:
+                text = self._read_gist(group, [block], (GIST, PLAIN))[0][slot]
+            else:
+                text = ""
+            snippets.append(_one_line(text))
+        return snippets
+
+    def _hit(self, ordinal: int, score: float, snippet: str) -> Hit:
+        group, row = self._place(ordinal)
+        metadata = next(self._tables(group)[1].metadata(row, row + 1))
+        return Hit(self._names(group, row, row + 1)[0], score, metadata, snippet)
+
+    # -- the model
+
+    def _need(self, layer: str) -> None:
+        if layer not in self.layers:
+            have = ", ".join(self.layers)
+            raise MissingLayerError(
+                f"{self.path}: has no {layer} layer, only {have}; pack it again with {layer}"
+            )
+
+    def _model(self) -> ArchiveCodec:
+        if self._codec is None:
+            codec = _default_codec()
+            self._check_model(codec)
+            self._codec = codec
+        return self._codec
+
+    def _check_model(self, codec: ArchiveCodec) -> None:
+        if codec.id != self.model_id:
+            raise ModelMismatchError(
+                f"{self.path}: was packed with model {self.manifest.codec_name} ({self.model_id[:16]}), "
+                f"not {codec.name} ({codec.id[:16]}); open it with the model it was packed with"
+            )
+
+
+def open_archive(path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> Archive:
+    """Open an archive for reading; the same as `Archive(path, codec)`."""
+    return Archive(path, codec)
+
+
+def _default_codec() -> ArchiveCodec:
+    from colazip.codec import Codec
+
+    codec: ArchiveCodec = Codec.from_pretrained()
+    return codec
+
+
+def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """(block, slot) of parts start to stop of a group."""
+    block = int(np.searchsorted(table.starts, start, side="right")) - 1
+    for part in range(start, stop):
+        while part >= table.starts[block + 1]:
+            block += 1
+        yield block, part - int(table.starts[block])
+
+
+def _one_line(text: str) -> str:
+    """At most 160 printable characters: a snippet goes to terminals, and its text may be anybody's."""
+    head = text[: 8 * _SNIPPET_CHARS]
+    return " ".join("".join(c if c.isprintable() else " " for c in head).split())[:_SNIPPET_CHARS]
