@@ -6,14 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from colazip.cli.lazy import LazyCommand, LazyGroup
 from colazip.cli.report import DEBUG_VARIABLE, EXIT_USAGE, Terminated, explain
 from colazip.version import __version__
+
+if TYPE_CHECKING:
+    from colazip.layers import ArchiveCodec
 
 COMMANDS = {
     "pack": LazyCommand("colazip.cli.pack:pack", "Pack files, folders or tables into an archive."),
@@ -40,10 +45,10 @@ class RootGroup(LazyGroup):
             return super().invoke(ctx)
         except (KeyboardInterrupt, EOFError, OSError) as error:
             # click would print an empty line, or leave without a word; `main` says what happened.
-            raise _Failed(error) from error
+            raise _CarriedError(error) from error
 
 
-class _Failed(Exception):
+class _CarriedError(Exception):
     """Carries an exception through click unchanged."""
 
     def __init__(self, error: BaseException) -> None:
@@ -71,28 +76,32 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(EXIT_USAGE)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code. argv: arguments without the program's name (default: its own).
+def main(argv: Sequence[str] | None = None, codec: ArchiveCodec | None = None) -> int:
+    """Run one command and return the exit code.
 
-    A failure is one line on stderr, `colazip: error: what, where, what to do`. The environment variable
-    COLAZIP_DEBUG=1 raises it instead, traceback and all.
+    argv: arguments without the program's name (default: those of the process). codec: used in place of any
+    that the command would load. A failure is one line on stderr, `colazip: error: what, where, what to do`;
+    the environment variable COLAZIP_DEBUG=1 raises it instead, traceback and all.
     """
-    _unwind_on_sigterm()
     # A terminal that can't show a character gets an escape instead of an exception.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     code = 0
     try:
-        result = cli.main(
-            args=None if argv is None else list(argv), prog_name="colazip", standalone_mode=False
-        )
-        code = result if isinstance(result, int) else 0
-        sys.stdout.flush()
+        with _unwinding_on_sigterm():
+            result = cli.main(
+                args=None if argv is None else list(argv),
+                prog_name="colazip",
+                standalone_mode=False,
+                obj={} if codec is None else {"codec": codec},
+            )
+            code = result if isinstance(result, int) else 0
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as raised:
-        error = raised.error if isinstance(raised, _Failed) else raised
+        error = raised.error if isinstance(raised, _CarriedError) else raised
         if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
-            raise error from None if error is not raised else raised.__cause__
+            raise error from error.__cause__
         message, code = explain(error)
         print(f"colazip: error: {message}", file=sys.stderr)
     return _close_stdout(code)
@@ -108,9 +117,18 @@ def _close_stdout(code: int) -> int:
     return code
 
 
-def _unwind_on_sigterm() -> None:
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Within, SIGTERM is an exception, so that unfinished files are removed."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

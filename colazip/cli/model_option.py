@@ -48,7 +48,7 @@ def model_options(function: F) -> F:
 def load_codec(model: str | None) -> ArchiveCodec:
     """The codec of the model folder `model` (None: the embedded default).
 
-    A program that runs commands in its own process may hand a codec over as click's `obj={"codec": ...}`.
+    A program that runs commands in its own process may hand a codec over: `main(argv, codec)`.
     """
     given = _given_codec()
     if given is not None:

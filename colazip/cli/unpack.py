@@ -42,7 +42,8 @@ def unpack(
 
     Files get the same bytes under the same relative paths; modes and times are not kept, nor are empty
     folders. A table is written in its own format, or in that of the suffix of -o (.jsonl, .csv, .tsv,
-    .parquet): the same values, not always the same spelling. An archive made by a program comes as JSON lines.
+    .parquet): the same values, not always the same spelling. An archive that a program made comes as JSON
+    lines.
     """
     from colazip.output import plan_output, write_records
 
