@@ -87,7 +87,7 @@ def test_links_to_files_are_followed_and_other_entries_named(run: Run, tmp_path:
 
 
 def test_one_file(run: Run, tmp_path: Path) -> None:
-    data = "Ein Satz.\r\nNoch einer.".encode() + b"\xff\0"
+    data = b"Ein Satz.\r\nNoch einer." + b"\xff\0"
     (tmp_path / "in.txt").write_bytes(data)
     assert run("pack", "in.txt", "-o", "a.cola").code == 0
     assert run("unpack", "a.cola", "-o", "-").out == data
