@@ -19,9 +19,9 @@ HEAD = """# Command line
 
 <!-- Written by docs/make_cli_reference.py from the commands' --help; change those. -->
 
-Data goes to standard output, messages and progress to standard error (progress only on a terminal). `-` stands
-for standard input or output. Nothing is overwritten without `-f`, sources are kept, and a file appears under its
-name only when it is whole. Binary data is not written to a terminal.
+Data goes to standard output, messages and progress to standard error (progress only on a terminal). `-`
+stands for standard input or output. Nothing is overwritten without `-f`, sources are kept, and a file appears
+under its name only when it is whole. Binary data is not written to a terminal.
 
 | exit code | means |
 | --- | --- |
@@ -30,8 +30,8 @@ name only when it is whole. Binary data is not written to a terminal.
 | 2 | wrong usage: an option, a combination, an output that exists |
 | 130, 143 | interrupted, terminated |
 
-Every failure is one line, `colazip: error: what, where, what to do`; `COLAZIP_DEBUG=1` in the environment shows
-the traceback.
+Every failure is one line, `colazip: error: what, where, what to do`; `COLAZIP_DEBUG=1` in the environment
+shows the traceback.
 """
 
 
@@ -41,7 +41,7 @@ def reference() -> str:
 
 
 def _sections() -> Iterator[str]:
-    root = click.Context(cli, info_name="colazip", terminal_width=WIDTH, max_content_width=WIDTH)
+    root = click.Context(cli, info_name="colazip", terminal_width=WIDTH, **cli.context_settings)
     yield _section("colazip", cli.get_help(root))
     for name in COMMANDS:
         command = cli.get_command(root, name)

@@ -16,7 +16,7 @@ import pytest
 from colazip.archive import Archive
 from colazip.cli.main import COMMANDS
 from colazip.version import __version__
-from tests.cli.conftest import command, environment, process
+from tests.cli.conftest import ROOT, command, environment, process
 from tests.plain_codec import PlainCodec
 
 HEAVY = {"torch", "pyarrow", "faiss", "numpy", "tokenizers", "safetensors", "zstandard", "msgpack"}
