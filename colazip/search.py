@@ -56,8 +56,8 @@ class SearchIndex:
         """The k best records, best first: float [D] -> (positions int64 [<= k], scores float32 [<= k]).
 
         A position counts codes in the order of `add`; it is the best code of its record. Equal scores keep
-        that order. Exact: Faiss ranks by the inner product, and is asked for more candidates until none that it
-        left out could score higher once divided by its length.
+        that order. Exact: Faiss ranks by the inner product, and is asked for more candidates until none that
+        it left out could score higher once divided by its length.
         """
         total = len(self)
         if total == 0 or k < 1 or not np.isfinite(query).all():
@@ -95,7 +95,7 @@ def brute_force(
 
     codebook: float32 [M, 256, D / M]; codes: uint8 [n, M]; owners: int [n]; query: float [D].
     """
-    decoded = codebook[np.arange(len(codebook)), codes].reshape(len(codes), -1)  # [n, D]
+    decoded = codebook[np.arange(len(codebook)), codes].reshape(len(codes), len(query))  # [n, D]
     scores = _cosines(decoded.astype(np.float32), query.astype(np.float32))
     return _best_of_each(np.arange(len(codes)), scores, owners, k)
 

@@ -102,7 +102,9 @@ def load_blocks(section: bytes, group: Group) -> BlockTable:
 
 def _load_layer(batch: pa.RecordBatch, section: Section) -> LayerTable:
     lengths, present = unsigned_column(batch, section.kind)
-    crcs, _ = unsigned_column(batch, section.kind + ".crc")
+    crcs, checked = unsigned_column(batch, section.kind + ".crc")
+    if not np.array_equal(present, checked):
+        raise FormatError(f"damaged: a block lacks the length or the checksum of its {section.kind} layer")
     # Compared before they are summed: a sum of huge lengths could wrap around.
     if lengths.max(initial=0) > section.length or int(lengths.sum()) != section.length:
         raise FormatError(f"damaged: the blocks of a group don't add up to its {section.kind} section")

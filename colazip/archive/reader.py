@@ -56,9 +56,9 @@ class Archive:
     """An archive opened for reading; a context manager.
 
     path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
-    package, loaded when a call first needs it. Raises InputError if the file can't be read, FormatError if it
-    isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` isn't the one
-    it was written with. Every method raises FormatError on damage, and never returns other text.
+    package, loaded when a call first needs it. Raises InputError if the file can't be read, FormatError if
+    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` isn't the
+    one it was written with. Every method raises FormatError on damage, and never returns other text.
     """
 
     def __init__(self, path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> None:
@@ -207,8 +207,8 @@ class Archive:
         """The k records nearest to `query` in meaning, best first; none for a blank query.
 
         A record of several parts ranks by its best one. Records kept in the plain layer have no vector and
-        are never found. The first search builds the index, which stays in memory: the search codes and 8 bytes
-        a part.
+        are never found. The first search builds the index, which stays in memory: the search codes and 8
+        bytes a part.
         """
         self._need(SEARCH)
         if k < 1:
@@ -513,7 +513,7 @@ class Archive:
         return self._search_index
 
     def _codes(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each block (parts int64 [n], records int64 [n], codes uint8 [n, M]); numbers are the archive's."""
+        """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""
         codec = self._model()
         width = codec.codebook.shape[0]
         first_part = 0

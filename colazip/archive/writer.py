@@ -33,6 +33,7 @@ from colazip.version import __version__
 # A group is closed after so many blocks where a block ends with a record; after twice as many, in any case.
 GROUP_BLOCKS = 64
 GROUP_ROW_BYTES = 16 << 20  # rough size of the ids and metadata of a group
+MAX_ROW_BYTES = 32 << 20  # of one record; a table of one such group stays below what a reader accepts
 
 _MAX_SOURCE_BYTES = 1 << 20
 
@@ -162,6 +163,11 @@ class _Gatherer:
     def add(self, item: Record | str | bytes) -> None:
         """Take one more record. It is all in one group, so groups can be read, copied and checked alone."""
         record = _as_record(item, self.records)
+        row_bytes = _rough_size(record)
+        if row_bytes > MAX_ROW_BYTES:
+            raise InputError(
+                f"record {self.records}: id and metadata take {row_bytes} bytes; {MAX_ROW_BYTES} fit"
+            )
         parts = self._codec.split(record.data)
         blocks = len(self._blocks) + len(self._waiting)
         block_ends = bool(self._open) and not self._fits(parts[0])
@@ -179,7 +185,7 @@ class _Gatherer:
         self._ids.append(None if record.id == str(self.records) else record.id)
         self._parts.append(len(parts))
         self._metadata.append(record.metadata)
-        self._row_bytes += _rough_size(record)
+        self._row_bytes += row_bytes
         self.records += 1
         self.text_bytes += len(record.data)
 
