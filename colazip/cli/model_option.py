@@ -1,0 +1,71 @@
+"""Which model, on how many threads: the options and the one place that loads a codec."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from colazip.archive import Archive
+    from colazip.layers import ArchiveCodec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _use_threads(context: click.Context, parameter: click.Parameter, value: int | None) -> None:
+    if value is None:
+        return
+    # torch, faiss and Arrow read these once, when they are loaded: which is later, inside the command.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(value)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(value)
+
+
+threads_option = click.option(
+    "-T",
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    expose_value=False,
+    callback=_use_threads,
+    help="Threads to compute with. [default: one a core]",
+)
+
+
+def model_options(function: F) -> F:
+    """Adds --model (the command gets `model`) and -T (takes effect before anything heavy is imported)."""
+    model = click.option(
+        "--model", metavar="PATH", help="Folder of the model. [default: the one in the package]"
+    )
+    return model(threads_option(function))
+
+
+def load_codec(model: str | None) -> ArchiveCodec:
+    """The codec of the model folder `model` (None: the embedded default).
+
+    A program that runs commands in its own process may hand a codec over: `main(argv, codec)`.
+    """
+    given = _given_codec()
+    if given is not None:
+        return given
+    from colazip.codec import Codec
+
+    return Codec.from_pretrained(model)
+
+
+def open_archive(path: str, model: str | None = None) -> Archive:
+    """An archive for reading. Without `model` a codec is loaded by the archive, if a call needs it at all."""
+    from colazip.archive import Archive
+
+    return Archive(path, codec=_given_codec() if model is None else load_codec(model))
+
+
+def _given_codec() -> ArchiveCodec | None:
+    context = click.get_current_context(silent=True)
+    given = context.find_root().obj if context else None
+    return given.get("codec") if isinstance(given, dict) else None

@@ -1,0 +1,141 @@
+"""`colazip get`, `search` and `regenerate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from colazip.cli.console import Console, data_output, printable, write_json
+from colazip.cli.model_option import model_options, open_archive
+from colazip.cli.options import console_options, force_option, json_option, layer_option
+from colazip.errors import RecordNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from colazip.archive import Archive
+
+
+@click.command()
+@click.argument("archive")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead.")
+@layer_option
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line: id, text, metadata.")
+@force_option
+@model_options
+@console_options
+def get(
+    archive: str,
+    ids: tuple[str, ...],
+    output: str | None,
+    layer: str,
+    as_json: bool,
+    force: bool,
+    model: str | None,
+    console: Console,
+) -> None:
+    """Write records to standard output, in the order of the ids given, with nothing between them.
+
+    The id of a file is its relative path; of a row without id column its number, from 0.
+    """
+    from colazip.files import new_file
+
+    with open_archive(archive, model) as opened:
+        for key in ids:
+            if key not in opened:
+                raise RecordNotFoundError(f"{archive}: no record {key!r}; it has {_known_ids(opened)}")
+        pieces = (_json_line(opened, key, layer) if as_json else _read(opened, key, layer) for key in ids)
+        if output is not None and output != "-":
+            with new_file(output, force) as file:
+                file.writelines(pieces)
+            return
+        stdout = data_output(force=force)
+        last = b""
+        for last in pieces:
+            stdout.write(last)
+        if sys.stdout.isatty() and not last.endswith(b"\n"):
+            stdout.write(b"\n")
+        stdout.flush()
+
+
+@click.command()
+@click.argument("archive")
+@click.argument("query")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits at most.")
+@json_option
+@model_options
+@console_options
+def search(archive: str, query: str, k: int, as_json: bool, model: str | None, console: Console) -> None:
+    """Find records by meaning, best first: score (cosine), id, and the start of the text.
+
+    JSON is a list of objects with id, score, metadata and snippet. Records that were kept without the model
+    (other scripts, binary) have no vector and are not found.
+    """
+    if not query.strip():
+        raise UsageError("the query is empty; give some words")
+    with open_archive(archive, model) as opened:
+        hits = opened.search(query, k)
+    if as_json:
+        write_json(
+            [
+                {"id": hit.id, "score": float(hit.score), "metadata": hit.metadata, "snippet": hit.snippet}
+                for hit in hits
+            ]
+        )
+        return
+    if not hits:
+        console.note(f"no hits in {archive}")
+    width = max((len(printable(hit.id)) for hit in hits), default=0)
+    for hit in hits:
+        click.echo(f"{hit.score:6.3f}  {printable(hit.id):<{width}}  {printable(hit.snippet)}")
+
+
+@click.command()
+@click.argument("archive")
+@click.argument("id")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="How far from the record: 0 is its gist as it stands, 1 nothing of it.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Steps of the prior: more is better.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives another variant.")
+@model_options
+@console_options
+def regenerate(
+    archive: str, id: str, strength: float, steps: int, seed: int, model: str | None, console: Console
+) -> None:
+    """Write a variant of a record: its gist, noised and denoised by the model's prior."""
+    with open_archive(archive, model) as opened:
+        if id not in opened:
+            raise RecordNotFoundError(f"{archive}: no record {id!r}; it has {_known_ids(opened)}")
+        text = opened.regenerate(id, strength=strength, steps=steps, seed=seed)
+    click.echo(text)
+
+
+def _read(archive: Archive, key: str, layer: str) -> bytes:
+    return archive.get(key) if layer == "exact" else archive.gist(key).encode("utf-8", "replace")
+
+
+def _json_line(archive: Archive, key: str, layer: str) -> bytes:
+    from colazip.archive.record import Record
+    from colazip.tables.common import decode_text, json_text
+
+    text = decode_text(Record(_read(archive, key, layer), key), advice="leave out --json")
+    return json_text({"id": key, "text": text, "metadata": archive.metadata(key)}) + b"\n"
+
+
+def _known_ids(archive: Archive) -> str:
+    """A few ids, as help for one that isn't there."""
+    shown = [repr(key[:40]) for key, _ in zip(archive.ids(), range(3), strict=False)]
+    more = len(archive) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "") if shown else "none"

@@ -1,0 +1,60 @@
+"""`colazip unpack`."""
+
+from __future__ import annotations
+
+import click
+
+from colazip.cli.console import Console, amount, data_output
+from colazip.cli.model_option import model_options, open_archive
+from colazip.cli.options import console_options, force_option, layer_option
+from colazip.cli.progress import Progress
+
+
+@click.command()
+@click.argument("archive")
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="Folder or file to write, or '-'. [default: the name of the source, here; for standard input: '-']",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "files", "text", "jsonl", "csv", "parquet"]),
+    default="auto",
+    show_default=True,
+    help="What to write: a file a record, the records joined, or a table.",
+)
+@layer_option
+@force_option
+@model_options
+@console_options
+def unpack(
+    archive: str,
+    output: str | None,
+    format: str,
+    layer: str,
+    force: bool,
+    model: str | None,
+    console: Console,
+) -> None:
+    """Give back what was packed: the files, the one text, or the table with its columns in their order.
+
+    Files get the same bytes under the same relative paths; modes and times are not kept, nor are empty
+    folders. A table is written in its own format, or in that of the suffix of -o (.jsonl, .csv, .tsv,
+    .parquet): the same values, not always the same spelling. An archive that a program made comes as JSON
+    lines.
+    """
+    from colazip.output import plan_output, write_records
+
+    with open_archive(archive, model) as opened:
+        plan = plan_output(opened.source, archive, output, format)
+        stdout = data_output(binary=plan.is_binary, force=force) if plan.path is None else None
+        total = max(len(opened), 1)
+        progress: Progress
+        with Progress(console, "unpacking", lambda: progress.records / total) as progress:
+            count = write_records(
+                opened, plan, layer=layer, overwrite=force, stdout=stdout, progress=progress
+            )
+    if plan.path is not None:
+        console.note(f"{plan.path}: {amount(count, 'record')} from {archive}")

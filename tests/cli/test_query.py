@@ -1,0 +1,84 @@
+"""get, search, info, verify, strip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colazip.archive import Archive, Record
+from tests.cli.conftest import Run
+from tests.plain_codec import PlainCodec
+
+TEXTS = {
+    "boat": "The boat lies in the harbour.\nIt is blue.",
+    "bread": "Bread needs flour and water.",
+    "café": "Le café est \x1b[31mfroid\x1b[0m.",
+}
+
+
+@pytest.fixture(autouse=True)
+def archive(tmp_path: Path) -> None:
+    records = [Record(text.encode(), id, {"n": at}) for at, (id, text) in enumerate(TEXTS.items())]
+    Archive.pack(tmp_path / "a.cola", [*records, Record(b"\xff\0", "bin")], codec=PlainCodec())
+
+
+def test_get(run: Run, tmp_path: Path) -> None:
+    assert run("get", "a.cola", "bread", "boat").text == TEXTS["bread"] + TEXTS["boat"]
+    assert run("get", "a.cola", "bin").out == b"\xff\0"
+    assert run("get", "a.cola", "boat", "-o", "out").out == b""
+    assert (tmp_path / "out").read_text() == TEXTS["boat"]
+    lines = run("get", "a.cola", "café", "boat", "--json").text.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"id": "café", "text": TEXTS["café"], "metadata": {"n": 2}},
+        {"id": "boat", "text": TEXTS["boat"], "metadata": {"n": 0}},
+    ]
+
+
+def test_get_json_of_bytes(fails) -> None:
+    assert "'bin' is not UTF-8 text" in fails("get", "a.cola", "bin", "--json")
+
+
+def test_search(run: Run) -> None:
+    hits = json.loads(run("search", "a.cola", "bread needs flour and water.", "-k", "2", "--json").out)
+    assert [set(hit) for hit in hits] == [{"id", "score", "metadata", "snippet"}] * 2
+    assert (hits[0]["id"], hits[0]["metadata"]) == ("bread", {"n": 1})
+    assert hits[0]["score"] >= hits[1]["score"]
+    shown = run("search", "a.cola", "café")
+    assert len(shown.text.splitlines()) == 3
+    assert "\x1b" not in shown.text
+
+
+def test_search_without_the_layer(run: Run, fails) -> None:
+    run("strip", "a.cola", "--drop", "search", "-o", "s.cola")
+    assert "search" in fails("search", "s.cola", "boat")
+
+
+def test_info(run: Run) -> None:
+    facts = json.loads(run("info", "a.cola", "--json").out)
+    assert facts["records"] == 4
+    assert facts["layers"] == ["search", "gist", "exact"]
+    shown = run("info", "a.cola").text
+    assert "records" in shown and "bytes.gist" in shown and "search, gist, exact" in shown
+
+
+def test_verify(run: Run) -> None:
+    checked = run("verify", "a.cola")
+    assert (checked.code, checked.out) == (0, b"")
+    assert "a.cola: ok (4 records" in checked.error
+    assert run("verify", "a.cola", "-q").error == ""
+
+
+def test_strip(run: Run, fails, tmp_path: Path) -> None:
+    assert "-f" in fails("strip", "a.cola", "--drop", "search", "-o", "a.cola", code=2)
+    assert run("strip", "a.cola", "--drop", "search,exact", "-o", "g.cola").code == 0
+    assert json.loads(run("info", "g.cola", "--json").out)["layers"] == ["gist"]
+    assert run("strip", "a.cola", "--drop", "search", "-o", "a.cola", "-f").code == 0
+    assert json.loads(run("info", "a.cola", "--json").out)["layers"] == ["gist", "exact"]
+    assert run("get", "a.cola", "boat").text == TEXTS["boat"]
+
+
+def test_layers(run: Run) -> None:
+    run("pack", "-", "-o", "b.cola", "--layers", "search, gist", stdin=b"text")
+    assert json.loads(run("info", "b.cola", "--json").out)["layers"] == ["search", "gist"]
