@@ -50,7 +50,9 @@ class ArchiveCodec(Protocol):
     def split(self, data: bytes) -> list[bytes]:
         """Cut one record into parts of at most BLOCK_BYTES; joined they give `data`; one empty part if empty."""
 
-    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
+    def encode_blocks(
+        self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS
+    ) -> list[Block]:
         """Code each sequence of parts as one block. A result does not depend on what it is batched with."""
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:

@@ -1,4 +1,4 @@
-"""The peers of the compression benchmark: bytes come back, boundaries are counted, strength is in the known order."""
+"""Peers of the compression benchmark: bytes come back, boundaries are counted, strength is as known."""
 
 from __future__ import annotations
 
@@ -8,27 +8,9 @@ import pytest
 
 from colazip.evaluate import peers
 
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "in",
-    "on",
-    "wind",
-    "tide",
-    "boat",
-    "rope",
-    "sail",
-    "anchor",
-    "harbour",
-    "keel",
-    "helm",
-    "watch",
-    "lee",
-    "windward",
-    "moor",
-    "drift",
-]
+WORDS = (
+    "the a of in on wind tide boat rope sail anchor harbour keel helm watch lee windward moor drift"
+).split()
 
 
 def sentences(count: int, seed: int) -> list[bytes]:
