@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
 from colazip.cli.console import Console, amount, size
 from colazip.cli.progress import Progress
 
+from colazip.evaluate.table import markdown
+
 if TYPE_CHECKING:
     from colazip.archive import Archive
+
     from colazip.demo import Passage
     from colazip.evaluate.peers import Measurement
     from colazip.layers import ArchiveCodec
@@ -42,6 +44,7 @@ def demo(keep: Path | None) -> None:
     Works without a network, on the embedded model, in well under a minute.
     """
     from colazip.codec import Codec
+
     from colazip.demo import handbook
 
     console = Console()
@@ -56,9 +59,7 @@ def demo(keep: Path | None) -> None:
         click.echo(f'Kept: {keep}. Try: colazip search {keep} "how to mend a flat tyre"')
 
 
-def run(
-    passages: Sequence[Passage], codec: ArchiveCodec, path: Path, folder: Path, console: Console
-) -> None:
+def run(passages: Sequence[Passage], codec: ArchiveCodec, path: Path, folder: Path, console: Console) -> None:
     """Everything `colazip demo` shows. path: where the archive goes. folder: for what isn't kept."""
     from colazip.archive import Archive, Record
 
@@ -108,7 +109,9 @@ def show_sizes(
         ("colazip gist + search (approximate text)", gist_path, half_gist_path),
     ):
         row(name, whole_file.stat().st_size, half_file.stat().st_size)
-    click.echo("\nBytes, everything counted (colazip: the whole file, ids included; others: text and lengths)\n")
+    click.echo(
+        "\nBytes, everything counted (colazip: the whole file, ids included; others: text and lengths)\n"
+    )
     click.echo(markdown(table))
     click.echo(
         "\nThe dictionary comes from this very text, so on the whole handbook it is counted. On the half it was\n"
@@ -166,7 +169,8 @@ def show_search(archive: Archive, queries: Sequence[str]) -> None:
     for query in queries:
         click.echo(f"\n  {query}")
         for hit in archive.search(query, 3):
-            click.echo(textwrap.shorten(f"    {hit.score:.2f}  {hit.id}: {hit.snippet}", WIDTH, placeholder=" …"))
+            line = f"{hit.score:.2f} {hit.id}: {hit.snippet}"
+            click.echo("    " + textwrap.shorten(line, WIDTH - 4, placeholder=" …"))
 
 
 def show_round_trip(archive: Archive, passages: Sequence[Passage]) -> None:
@@ -199,19 +203,3 @@ def show_readings(archive: Archive, id: str) -> None:
     ):
         click.echo(f"\n{label}\n")
         click.echo(textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  "))
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column to the left, the others to the right, padded so that it reads as it is."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for index, row in enumerate(table):
-        cells = [
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-        if index == 0:
-            rules = ["-" * width if not column else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-            lines.append("| " + " | ".join(rules) + " |")
-    return "\n".join(lines)

@@ -8,9 +8,27 @@ import pytest
 
 from colazip.evaluate import peers
 
-WORDS = (
-    "the a of in on wind tide boat rope sail anchor harbour keel helm watch lee windward moor drift"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "on",
+    "wind",
+    "tide",
+    "boat",
+    "rope",
+    "sail",
+    "anchor",
+    "harbour",
+    "keel",
+    "helm",
+    "watch",
+    "lee",
+    "windward",
+    "moor",
+    "drift",
+]
 
 
 def sentences(count: int, seed: int) -> list[bytes]:
