@@ -1,1 +1,1 @@
-"""Benchmarks that reproduce the numbers of the documentation. Run from the repository: python -m benchmarks.NAME."""
+"""Benchmarks behind the numbers of the documentation. From the repository: python -m benchmarks.NAME."""

@@ -60,8 +60,8 @@ def measure_layers(
 ) -> tuple[Measurement, dict]:
     """Pack, read all back, and ask the archive where its bytes are.
 
-    The unpack time is that of the exact text, compared byte for byte; without that layer of the gist readings;
-    NaN if there is nothing to read. Raises ValueError if a text comes back changed.
+    The unpack time is that of the exact text, compared byte for byte; without that layer, of the gist
+    readings; NaN if there is nothing to read. Raises ValueError if a text comes back changed.
     """
     name = "colazip " + " + ".join(layer for layer in (EXACT, GIST, SEARCH) if layer in layers)
     start = time.perf_counter()

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import zstandard
 
-# What ZDICT's cover algorithm is run with: of k 50..400 and d 6, 8 the best on a validation split at 1 MiB, and
-# within 0.2 % of the best at 110 KiB.
+# What ZDICT's cover algorithm is run with: of k 50 to 400 and d 6, 8 the best on a validation split at 1 MiB,
+# and within 0.2 % of the best at 110 KiB.
 DICTIONARY_SEGMENT = 100
 DICTIONARY_DMER = 8
 DICTIONARY_SIZES = {"110 KiB": 110 << 10, "1 MiB": 1 << 20}
@@ -158,7 +158,7 @@ def zstd_per_record(level: int = 19) -> Peer:
 def zstd_dictionary(samples: Sequence[bytes], size: int, label: str, level: int = 19) -> Peer:
     """One zstd frame a record with a dictionary of at most `size` bytes trained on `samples`.
 
-    The dictionary isn't counted, and its id (four bytes a frame) isn't written: the reader knows which to use.
+    The dictionary isn't counted, and its id (four bytes a frame) isn't written: the reader knows which one.
     """
     trained = train_dictionary(samples, size)
     coder = zstandard.ZstdCompressor(level=level, dict_data=trained, write_dict_id=False)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column to the left, the others to the right, padded so that it reads as it is."""
+    """A Markdown table, first column to the left, the others to the right, padded to be read as it is."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for index, row in enumerate(table):
