@@ -123,10 +123,10 @@ def print_report(file: Path, corpus: Corpus, results: Results) -> None:
     ]
     click.echo(markdown(table))
     click.echo(
-        "\nAll bytes counted: for colazip the file on disk; for coders per record a varint length each beside\n"
-        "the coded bytes; for solid ones the varint lengths of the records in front. Not counted, as they ship\n"
-        "with the reader: colazip's model, and the dictionaries, trained on other records. Texts were unpacked\n"
-        "and compared byte for byte; without the exact layer, unpack is the reading of the gist."
+        "\nAll bytes counted: for colazip the file on disk; for coders per record a varint length each\n"
+        "beside the coded bytes; for solid ones the varint lengths of the records in front. Not counted, as\n"
+        "they ship with the reader: colazip's model, and the dictionaries, trained on other records. Texts\n"
+        "were unpacked and compared byte for byte; without the exact layer, unpack is the gist reading."
     )
     if results.by_layer:
         total = sum(results.by_layer.values())
