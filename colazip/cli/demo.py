@@ -115,7 +115,7 @@ def show_sizes(
     click.echo(markdown(table))
     click.echo(
         "\nThe dictionary comes from this very text, so on the whole handbook it is counted. For the half\n"
-        "it was trained on the other half and isn't counted, nor is colazip's model: both ship with the reader."
+        "it was trained on the other half and isn't counted, nor is the model: both ship with the reader."
     )
 
 
