@@ -70,12 +70,11 @@ def measure_layers(
     with Archive(path, codec) as archive:
         info = archive.info()
         if EXACT in layers:
-            count = 0
-            for count, (record, wanted) in enumerate(zip(archive, records, strict=True), 1):
+            if len(archive) != len(records):
+                raise ValueError(f"{name}: {len(archive)} of {len(records)} records came back")
+            for record, wanted in zip(archive, records, strict=True):
                 if record.data != wanted:
-                    raise ValueError(f"{name}: record {count - 1} came back changed")
-            if count != len(records):
-                raise ValueError(f"{name}: {count} of {len(records)} records came back")
+                    raise ValueError(f"{name}: record {record.id} came back changed")
             unpack_seconds = time.perf_counter() - packed
         elif GIST in layers:
             for _ in archive.gists():

@@ -20,6 +20,7 @@ from colazip.errors import ColazipError
 from colazip.evaluate import peers
 from colazip.evaluate.table import markdown
 
+INDEX_ONLY = "colazip search"  # gives no text back, so a ratio would mean nothing
 DICTIONARY_SAMPLE_BYTES = 64 << 20
 PEER_COLOUR, OWN_COLOUR = "#9aa5b1", "#2f6fde"
 
@@ -113,7 +114,7 @@ def print_report(file: Path, corpus: Corpus, results: Results) -> None:
     table += [
         (
             row.name,
-            f"{row.ratio:.2f}",
+            f"{row.ratio:.2f}" if row.name != INDEX_ONLY else "-",
             f"{row.total_bytes / count:.1f}",
             row.access,
             speed(raw, row.pack_seconds),
@@ -183,7 +184,7 @@ def chart(rows: Sequence[peers.Measurement]) -> str:
     bars = [
         (row.name, row.ratio, OWN_COLOUR if row.name.startswith("colazip") else PEER_COLOUR)
         for row in rows
-        if row.name != "colazip search"  # an index and no text: off this scale, and not a ratio of texts
+        if row.name != INDEX_ONLY
     ]
     return bar_chart("Compression ratio, all bytes counted (more is better)", bars)
 
