@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.plain_codec import PlainCodec
 
 from benchmarks.archives import measure_layers, measure_source
 from benchmarks.corpus import evenly_spaced, read_corpus
 from colazip.demo import handbook
 from colazip.errors import InputError
 from colazip.layers import LAYERS
+from tests.plain_codec import PlainCodec
 
 ROOT = Path(__file__).resolve().parents[2]
 
