@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colazip.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 BATCH_ROWS = 4096
 
@@ -58,7 +62,7 @@ def evenly_spaced(paths: Sequence[Path], column: str, limit_bytes: int) -> list[
     return samples
 
 
-def _open(path: Path, column: str):  # -> pyarrow.parquet.ParquetFile
+def _open(path: Path, column: str) -> ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -72,7 +76,7 @@ def _open(path: Path, column: str):  # -> pyarrow.parquet.ParquetFile
     return file
 
 
-def _column_bytes(file, column: str) -> int:
+def _column_bytes(file: ParquetFile, column: str) -> int:
     index = file.schema_arrow.names.index(column)
     metadata = file.metadata
     return sum(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Asked in other words than the passages use.
 QUERIES = (
-    "my lettuce seedlings get eaten overnight",
-    "a pop song is stuck in my head and will not go away",
+    "something eats my young vegetable plants in the dark",
+    "a melody keeps playing in my mind and I want it gone",
     "friend was stung by a wasp and can hardly breathe",
 )
 SHOWN = "gardening/compost"
