@@ -1,0 +1,96 @@
+"""colazip's side of the compression benchmark: real archives on disk, every byte of the file counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from colazip.archive import Archive
+
+from colazip.evaluate.peers import Measurement
+from colazip.layers import EXACT, GIST, LAYERS, SEARCH, ArchiveCodec, Block
+
+VARIANTS = (LAYERS, (SEARCH, GIST), (SEARCH,))
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One source packed as an archive of its own. plain_parts: parts that were left to zstd."""
+
+    source: str
+    records: int
+    raw_bytes: int
+    file_bytes: int
+    parts: int
+    plain_parts: int
+
+    @property
+    def ratio(self) -> float:
+        """Raw bytes over bytes of the file."""
+        return self.raw_bytes / self.file_bytes
+
+
+class PlainCounter:
+    """An `ArchiveCodec` that codes as `codec` does and counts the parts for which it kept no vector."""
+
+    def __init__(self, codec: ArchiveCodec) -> None:
+        self._codec = codec
+        self.id, self.name, self.codebook = codec.id, codec.name, codec.codebook
+        self.split, self.vectors = codec.split, codec.vectors
+        self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
+        self.parts = self.plain_parts = 0
+
+    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
+        coded = self._codec.encode_blocks(blocks, layers)
+        for block in coded:
+            slots, _ = self.search_codes(block)
+            self.parts += block.count
+            self.plain_parts += block.count - len(slots)
+        return coded
+
+    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        return self._codec.search_codes(block)
+
+
+def measure_layers(
+    records: Sequence[bytes], layers: Sequence[str], codec: ArchiveCodec, path: Path
+) -> tuple[Measurement, dict]:
+    """Pack, read all back, and ask the archive where its bytes are.
+
+    The unpack time is that of the exact text, compared byte for byte; without that layer, of the gist
+    readings; NaN if there is nothing to read. Raises ValueError if a text comes back changed.
+    """
+    name = "colazip " + " + ".join(layer for layer in (EXACT, GIST, SEARCH) if layer in layers)
+    start = time.perf_counter()
+    Archive.pack(path, records, codec=codec, layers=layers)
+    packed = time.perf_counter()
+    with Archive(path, codec) as archive:
+        info = archive.info()
+        if EXACT in layers:
+            if len(archive) != len(records):
+                raise ValueError(f"{name}: {len(archive)} of {len(records)} records came back")
+            for record, wanted in zip(archive, records, strict=True):
+                if record.data != wanted:
+                    raise ValueError(f"{name}: record {record.id} came back changed")
+            unpack_seconds = time.perf_counter() - packed
+        elif GIST in layers:
+            for _ in archive.gists():
+                pass
+            unpack_seconds = time.perf_counter() - packed
+        else:
+            unpack_seconds = float("nan")
+    size = path.stat().st_size
+    raw = sum(map(len, records))
+    return Measurement(name, "record", len(records), raw, size, packed - start, unpack_seconds), info
+
+
+def measure_source(source: str, records: Sequence[bytes], codec: ArchiveCodec, path: Path) -> SourceRow:
+    """Pack the records of one source with all layers."""
+    counter = PlainCounter(codec)
+    summary = Archive.pack(path, records, codec=counter)
+    return SourceRow(
+        source, len(records), summary.text_bytes, path.stat().st_size, counter.parts, counter.plain_parts
+    )

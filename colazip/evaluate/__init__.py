@@ -1,0 +1,1 @@
+"""Measurements: colazip's own and the peers' side of every comparison. Imported only by what measures."""

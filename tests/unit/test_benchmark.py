@@ -1,0 +1,85 @@
+"""The compression benchmark on a small file made here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.archives import measure_layers, measure_source
+from benchmarks.corpus import evenly_spaced, read_corpus
+from colazip.demo import handbook
+from colazip.errors import InputError
+from colazip.layers import LAYERS
+from tests.plain_codec import PlainCodec
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty passages of the handbook, with a source column."""
+    path = tmp_path_factory.mktemp("corpus") / "test.parquet"
+    passages = handbook()[:40]
+    pq.write_table(
+        pa.table({"source": [p.topic for p in passages], "text": [p.text for p in passages]}), path
+    )
+    return path
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.compression", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+
+
+def test_peers_only(parquet: Path, tmp_path: Path) -> None:
+    figures, plot = tmp_path / "figures.json", tmp_path / "plot.svg"
+    done = run(parquet, "--only", "peers", "--sample", "30", "--json", figures, "--plot", plot)
+    assert done.returncode == 0, done.stderr
+    assert "30 records" in done.stdout
+    assert "rows with a dictionary are left out" in done.stderr
+    coders = {row["name"]: row for row in json.loads(figures.read_text())["coders"]}
+    assert coders["zstd -19 per record"]["ratio"] < coders["PPMd order 16 solid"]["ratio"]
+    assert f"| {coders['xz -9e solid']['ratio']:.2f} |" in done.stdout.replace(" " * 2, " ")
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["missing.parquet"], "missing.parquet"), (["--text-column", "body"], "no column 'body'")],
+)
+def test_bad_input_is_one_line(parquet: Path, arguments: list[str], message: str) -> None:
+    file = [] if arguments[0].endswith(".parquet") else [parquet]
+    done = run(*file, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_corpus_samples_evenly(parquet: Path) -> None:
+    everything = read_corpus(parquet, "text", None)
+    assert everything.raw_bytes == sum(len(p.text.encode()) for p in handbook()[:40])
+    assert read_corpus(parquet, "text", 10).records == everything.records[::4]
+    assert list(everything.by_source()) == ["compression", "storage", "weather", "baking"]
+    some = evenly_spaced([parquet, parquet], "text", everything.raw_bytes // 2)
+    assert 0 < len(some) < 40
+    with pytest.raises(InputError, match="no column"):
+        evenly_spaced([parquet], "body", 1000)
+
+
+def test_archives_are_counted_as_they_lie_on_disk(tmp_path: Path) -> None:
+    records = [p.text.encode() for p in handbook()[:20]] + [b"\xff\xfe\x00", b""]
+    measured, info = measure_layers(records, LAYERS, PlainCodec(), tmp_path / "all")
+    assert measured.total_bytes == (tmp_path / "all").stat().st_size == sum(info["bytes"].values())
+    assert measured.raw_bytes == sum(map(len, records))
+    search, _ = measure_layers(records, ["search"], PlainCodec(), tmp_path / "search")
+    assert search.total_bytes < measured.total_bytes
+    row = measure_source("mixed", records, PlainCodec(), tmp_path / "source")
+    assert (row.records, row.parts, row.plain_parts) == (22, 22, 1)
+    assert row.file_bytes == measured.total_bytes

@@ -1,0 +1,110 @@
+"""Peers of the compression benchmark: bytes come back, boundaries are counted, strength is as known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from colazip.evaluate import peers
+
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "on",
+    "wind",
+    "tide",
+    "boat",
+    "rope",
+    "sail",
+    "anchor",
+    "harbour",
+    "keel",
+    "helm",
+    "watch",
+    "lee",
+    "windward",
+    "moor",
+    "drift",
+]
+
+
+def sentences(count: int, seed: int) -> list[bytes]:
+    """Short records over a small vocabulary, alike enough for a dictionary to pay."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(8, 40))).encode() for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def every_peer() -> list[peers.Peer]:
+    pytest.importorskip("brotli")
+    pytest.importorskip("pyppmd")
+    return [
+        peers.zstd_per_record(),
+        peers.brotli_per_record(),
+        peers.zstd_dictionary(sentences(2000, seed=1), 4096, "4 KiB"),
+        peers.zstd_solid(),
+        peers.xz_solid(),
+        peers.brotli_solid(),
+        peers.ppmd_solid(memory=1 << 22),
+    ]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [b""],
+        [b"", b"a", b"", b"bc"],
+        [bytes(range(256)) * 3, b"\xff\xfe", "snow ☃ 雪".encode(), b"x" * 20_000],
+        sentences(50, seed=2),
+    ],
+    ids=["none", "one empty", "empties", "binary", "sentences"],
+)
+def test_bytes_come_back_and_are_counted(every_peer: list[peers.Peer], records: list[bytes]) -> None:
+    for peer in every_peer:
+        measured = peers.measure(peer, records)
+        assert measured.total_bytes == len(peer.pack(records))
+        assert measured.records == len(records)
+        assert measured.raw_bytes == sum(map(len, records))
+
+
+def test_a_record_costs_its_boundary() -> None:
+    one = peers.zstd_per_record().pack([b"a" * 300])
+    two = peers.zstd_per_record().pack([b"a" * 300, b"a" * 300])
+    assert len(two) == 2 * len(one)
+    length, at = peers.read_varint(one, 0)
+    assert length == len(one) - at
+
+
+def test_strength_is_in_the_known_order() -> None:
+    records = sentences(400, seed=3)
+    plain = peers.measure(peers.zstd_per_record(), records)
+    trained = peers.measure(peers.zstd_dictionary(sentences(2000, seed=1), 4096, "4 KiB"), records)
+    solid = peers.measure(peers.zstd_solid(), records)
+    assert solid.total_bytes < trained.total_bytes < plain.total_bytes
+    assert trained.ratio > plain.ratio > 1
+
+
+def test_measure_refuses_a_lossy_coder() -> None:
+    lossy = peers.per_record("lossy", lambda data: data[:-1], lambda data: data)
+    with pytest.raises(ValueError, match="lossy"):
+        peers.measure(lossy, [b"abc"])
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 1 << 20, 1 << 40])
+def test_varint_round_trip(value: int) -> None:
+    coded = peers.varint(value)
+    assert peers.read_varint(coded, 0) == (value, len(coded))
+
+
+def test_varint_cut_short() -> None:
+    with pytest.raises(ValueError, match="ends inside"):
+        peers.read_varint(b"\x80\x80", 0)
+
+
+def test_too_few_samples_for_a_dictionary() -> None:
+    with pytest.raises(ValueError, match="no dictionary"):
+        peers.zstd_dictionary([b"one"], 1024, "1 KiB")
