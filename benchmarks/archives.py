@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from colazip.archive import Archive
 
+from colazip.archive import Archive
 from colazip.evaluate.peers import Measurement
 from colazip.layers import EXACT, GIST, LAYERS, SEARCH, ArchiveCodec, Block
 

@@ -88,9 +88,8 @@ def dictionary_samples(file: Path, train: Sequence[Path], column: str) -> list[b
 
 def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> None:
     """Archives by layers, then one archive a source."""
-    from colazip.codec import Codec
-
     from benchmarks.archives import VARIANTS, measure_layers, measure_source
+    from colazip.codec import Codec
 
     codec = Codec.from_pretrained(model)
     results.model = {"name": codec.name, "id": codec.id}

@@ -1,5 +1,51 @@
-"""colazip: latent compression and semantic storage of text."""
+"""colazip: latent compression and semantic storage of text.
+
+    import colazip
+
+    with colazip.open("corpus.cola") as archive:
+        for hit in archive.search("how bread rises"):
+            print(hit.id, hit.snippet)
+
+Names load what they need when they are first used: `import colazip` alone is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from colazip.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from colazip.archive import Archive as Archive
+    from colazip.archive import Hit as Hit
+    from colazip.archive import Record as Record
+    from colazip.archive import open_archive as open
+    from colazip.codec import Codec as Codec
+    from colazip.oneshot import compress as compress
+    from colazip.oneshot import decompress as decompress
+
+_WHERE = {
+    "Archive": "colazip.archive:Archive",
+    "Codec": "colazip.codec:Codec",
+    "Hit": "colazip.archive:Hit",
+    "Record": "colazip.archive:Record",
+    "compress": "colazip.oneshot:compress",
+    "decompress": "colazip.oneshot:decompress",
+    "open": "colazip.archive:open_archive",
+}
+
+__all__ = ["Archive", "Codec", "Hit", "Record", "__version__", "compress", "decompress", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'colazip' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

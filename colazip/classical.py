@@ -1,4 +1,5 @@
-"""Records that a classical coder stores better than the model: raw bytes or a zstd frame, whichever is smaller."""
+"""Records that a classical coder stores better than the model: raw bytes or a zstd frame, whichever is
+smaller."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ class ClassicalCoder:
     """Not safe to share between threads (a zstd context is not)."""
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True)
+        self._compressor = zstandard.ZstdCompressor(
+            level=_LEVEL, write_checksum=False, write_content_size=True
+        )
         self._decompressor = zstandard.ZstdDecompressor()
 
     def encode(self, data: bytes) -> tuple[int, bytes]:

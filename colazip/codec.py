@@ -1,7 +1,9 @@
-"""Codec: text <-> layered blobs. The narrow waist between the networks and everything that stores or moves bytes.
+"""Codec: text <-> layered blobs. The narrow waist between the networks and everything that stores or moves
+bytes.
 
-Coding a block: tokens of its parts are cut into segments; every segment is a lane. The networks run over all lanes side
-by side; what they say becomes integer frequencies, and the symbols of a block share one entropy-coded stream a layer.
+Coding a block: tokens of its parts are cut into segments; every segment is a lane. The networks run over all
+lanes side by side; what they say becomes integer frequencies, and the symbols of a block share one entropy-
+coded stream a layer.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ class _Coded:
 class Codec:
     """Codes text with one model. Use `Codec.from_pretrained()`.
 
-    batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of the
-    result. A Codec may be used by one thread at a time.
+    batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
+    the result. A Codec may be used by one thread at a time.
     """
 
     block_bytes = BLOCK_BYTES
@@ -101,7 +103,8 @@ class Codec:
         return [self._pack_blob(d, [next(blocks) for _ in p]) for d, p in zip(data, parts, strict=True)]
 
     def decode(self, blobs: Sequence[bytes]) -> list[bytes]:
-        """Records of blobs that hold the exact layer. FormatError, MissingLayerError, ModelMismatchError, VersionError."""
+        """Records of blobs that hold the exact layer. FormatError, MissingLayerError, ModelMismatchError,
+        VersionError."""
         opened = [self._open_blob(b) for b in blobs]
         parts = iter(self.decode_blocks([block for o in opened if not isinstance(o, bytes) for block in o]))
         return [o if isinstance(o, bytes) else b"".join(next(parts)[0] for _ in o) for o in opened]
@@ -111,7 +114,8 @@ class Codec:
         opened = [self._open_blob(b) for b in blobs]
         parts = iter(self.read_gist([block for o in opened if not isinstance(o, bytes) for block in o]))
         return [
-            o.decode("utf-8", "replace") if isinstance(o, bytes) else "".join(next(parts)[0] for _ in o) for o in opened
+            o.decode("utf-8", "replace") if isinstance(o, bytes) else "".join(next(parts)[0] for _ in o)
+            for o in opened
         ]
 
     def _pack_blob(self, data: bytes, blocks: list[Block]) -> bytes:
@@ -136,7 +140,9 @@ class Codec:
             raise FormatError("not a colazip blob")
         kind = reader.take(1)[0]
         if kind >> 4 > _BLOB_VERSION:
-            raise VersionError(f"blob of format {kind >> 4}: this release reads up to {_BLOB_VERSION}; upgrade colazip")
+            raise VersionError(
+                f"blob of format {kind >> 4}: this release reads up to {_BLOB_VERSION}; upgrade colazip"
+            )
         if kind & 1 == _PLAIN_BLOB:
             checksum, payload = reader.take(4), reader.rest()
             if _checksum(payload) != checksum:
@@ -210,7 +216,9 @@ class Codec:
         result: list[list[str]] = []
         for some in self._open_blocks(blocks, (GIST,)):
             tokens = [self.read_levels(levels, count) for levels, count in some.latents()]
-            result.extend([p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens))
+            result.extend(
+                [p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens)
+            )
         return result
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +234,8 @@ class Codec:
         return slots, codes
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
-        """Unit vectors, float32 [N, D]; an empty text has the zero vector. A long text is pooled over its segments."""
+        """Unit vectors, float32 [N, D]; an empty text has the zero vector. A long text is pooled over its
+        segments."""
         tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
@@ -241,7 +250,8 @@ class Codec:
     # -- latents, for the prior
 
     def latents(self, block: Block) -> dict[int, list[tuple[np.ndarray, int]]]:
-        """Latent levels of each coded part: slot -> [(levels float32 [P, C], tokens)] for each of its segments."""
+        """Latent levels of each coded part: slot -> [(levels float32 [P, C], tokens)] for each of its
+        segments."""
         (some,) = self._open_blocks([block], (GIST,))
         found: dict[int, list[tuple[int, np.ndarray, int]]] = {}
         for i, (levels, count) in enumerate(some.latents()):
@@ -259,7 +269,8 @@ class Codec:
     # -- encoding
 
     def _batches(self, lanes: Lanes, tokens_of: object) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(first lane, tokens int64 [B, P, K], counts int64 [B]); lanes come longest first, so padding is small."""
+        """(first lane, tokens int64 [B, P, K], counts int64 [B]); lanes come longest first, so padding is
+        small."""
         for lo in range(0, len(lanes), self.batch_size):
             hi = min(lo + self.batch_size, len(lanes))
             width = int(lanes.patches[lo]) * self._patch
@@ -268,7 +279,11 @@ class Codec:
                 start, count = lanes.start[row], lanes.count[row]
                 x[row - lo, :count] = tokens_of(row)[start : start + count]  # type: ignore[operator]
             counts = torch.from_numpy(lanes.count[lo:hi].copy())
-            yield lo, torch.from_numpy(x).view(hi - lo, -1, self._patch).to(self._device), counts.to(self._device)
+            yield (
+                lo,
+                torch.from_numpy(x).view(hi - lo, -1, self._patch).to(self._device),
+                counts.to(self._device),
+            )
 
     def _encode_some(self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...]) -> list[Block]:
         flat = [part for parts in blocks for part in parts]
@@ -282,12 +297,11 @@ class Codec:
         for _, x, counts in self._batches(lanes, lambda i: tokens[lanes.block[i]][lanes.part[i]]):
             coded.extend(self._run(x, counts, exact=EXACT in layers))
         # Without a layer that gives text back there is nothing to fall back to.
-        plain = [self._choose_plain(b, p, lanes, coded) if GIST in layers else {} for b, p in enumerate(blocks)]
+        plain = [
+            self._choose_plain(b, p, lanes, coded) if GIST in layers else {} for b, p in enumerate(blocks)
+        ]
         kept = lay_out(
-            [
-                [0 if p in plain[b] else len(t) for p, t in enumerate(parts)]
-                for b, parts in enumerate(tokens)
-            ],
+            [[0 if p in plain[b] else len(t) for p, t in enumerate(parts)] for b, parts in enumerate(tokens)],
             self._segment,
             self._patch,
         )
@@ -306,7 +320,8 @@ class Codec:
                 made[EXACT] = _checksum(b"".join(parts)) + exact[b]
             if plain[b]:
                 made[PLAIN] = b"".join(
-                    varint(len(payload) << 1 | kind) + payload for _, (kind, payload) in sorted(plain[b].items())
+                    varint(len(payload) << 1 | kind) + payload
+                    for _, (kind, payload) in sorted(plain[b].items())
                 )
             result.append(Block(len(parts), {n: v for n, v in made.items() if n in (*layers, PLAIN)}))
         return result
@@ -324,7 +339,9 @@ class Codec:
         coarse_symbols = (coarse[at] + 1).long()
         coarse_pairs = _pairs(vae.context(coarse, valid)[at].flatten(0, 1), coarse_symbols.flatten())
         table = vae.refiner(coarse, valid)[at]
-        table = table.gather(2, coarse_symbols[..., None, None].expand(*table.shape[:2], 1, table.shape[3]))[:, :, 0]
+        table = table.gather(2, coarse_symbols[..., None, None].expand(*table.shape[:2], 1, table.shape[3]))[
+            :, :, 0
+        ]
         fine_pairs = _pairs(table.flatten(0, 1), (fine[at] + 1).long().flatten())
         channels = levels.shape[2]
         split_at = np.cumsum(size)[:-1]
@@ -349,7 +366,8 @@ class Codec:
             )
             token_rows = np.split(pairs, np.cumsum(counts.tolist())[:-1], axis=1)
         return [
-            _Coded(coarse_rows[i], fine_rows[i], token_rows[i] if token_rows else None, sums[i]) for i in range(len(x))
+            _Coded(coarse_rows[i], fine_rows[i], token_rows[i] if token_rows else None, sums[i])
+            for i in range(len(x))
         ]
 
     def _choose_plain(
@@ -384,10 +402,9 @@ class Codec:
         return head + assign_codes(unit(np.stack([sums[s] for s in slots])), self._codebook).tobytes()
 
     @staticmethod
-    def _streams(
-        count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]
-    ) -> list[bytes]:
-        """One entropy-coded stream a block. symbols: for each lane its pairs [2, n] and their moments int64 [n].
+    def _streams(count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
+        """One entropy-coded stream a block. symbols: for each lane its pairs [2, n] and their moments int64
+        [n].
 
         Symbols of a block are coded in the order of their moments; at one moment, lanes in their order.
         """
@@ -428,9 +445,13 @@ class Codec:
             order = lanes.by_block(n)
             context = vae.context.step(coarse[:n, i - 1] if i else None, n, i, caches)
             for g in range(config.groups):
-                logits = vae.context.step_logits(g, context, coarse[:n, i, : g * each])[torch.from_numpy(order)]
+                logits = vae.context.step_logits(g, context, coarse[:n, i, : g * each])[
+                    torch.from_numpy(order)
+                ]
                 found = _decode(decoder, np.repeat(lanes.block[order], each), logits.flatten(0, 1))
-                coarse[torch.from_numpy(order), i, g * each : (g + 1) * each] = (found.view(n, each) - 1).float()
+                coarse[torch.from_numpy(order), i, g * each : (g + 1) * each] = (
+                    found.view(n, each) - 1
+                ).float()
         levels = torch.zeros_like(coarse)
         for lo in range(0, len(lanes), self.batch_size):
             hi = min(lo + self.batch_size, len(lanes))
@@ -475,7 +496,9 @@ class Codec:
                 before = vae.embed_patches(tokens[:n, 3 + (i - 1) * patch : 3 + i * patch]) if i else None
                 if before is None:
                     before = torch.zeros(n, patch * self.model.config.embedding, device=self._device)
-                states = vae.exact.slots(vae.exact.step(features[:n, i], before, i, caches)).unflatten(-1, (patch, -1))
+                states = vae.exact.slots(vae.exact.step(features[:n, i], before, i, caches)).unflatten(
+                    -1, (patch, -1)
+                )
                 for k in range(patch):
                     at = i * patch + k
                     m = lanes.active(at)

@@ -23,8 +23,8 @@ INPUT_FORMATS = ("auto", "text", "lines", *FORMATS)
 class Source:
     """Opened sources. A context manager: closes what is still open.
 
-    description: JSON-ready, kept in the archive; tells unpack what to give back.
-    records: each record once; the first was read already, so that a wrong source shows before writing.
+    description: JSON-ready, kept in the archive; tells unpack what to give back. records: each record once;
+    the first was read already, so that a wrong source shows before writing.
     """
 
     description: dict[str, Any]
@@ -51,11 +51,10 @@ def open_sources(
     """Open what `paths` name.
 
     format: one of INPUT_FORMATS; `auto` goes by suffix, and a folder's files are always kept as they are.
-    columns: for tables; None: text column `text`, no id column.
-    stdin: what `-` stands for.
-    exclude: a file to leave out of folders (the archive that is being written).
-    warn: called for each entry of a folder that is left out.
-    Raises InputError (empty, unreadable, not what the format says), UsageError, or OSError as `open` does.
+    columns: for tables; None: text column `text`, no id column. stdin: what `-` stands for. exclude: a file
+    to leave out of folders (the archive that is being written). warn: called for each entry of a folder that
+    is left out. Raises InputError (empty, unreadable, not what the format says), UsageError, or OSError as
+    `open` does.
     """
     if format not in INPUT_FORMATS:
         raise UsageError(f"unknown format {format!r}; choose from {', '.join(INPUT_FORMATS)}")

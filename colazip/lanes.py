@@ -10,10 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Lanes:
-    """Segments of several blocks, longest first; within a block they keep that order, so blocks can be batched freely.
+    """Segments of several blocks, longest first; within a block they keep that order, so blocks can be
+    batched freely.
 
-    block, part: int64 [L], where a lane comes from (part counts within the block). start, count: int64 [L], its tokens
-    within the part. patches: int64 [L].
+    block, part: int64 [L], where a lane comes from (part counts within the block). start, count: int64 [L],
+    its tokens within the part. patches: int64 [L].
     """
 
     block: np.ndarray

@@ -18,15 +18,15 @@ LAYERS: tuple[str, ...] = (SEARCH, GIST, EXACT)
 PLAIN = "plain"
 
 BLOCK_BYTES = 64 * 1024  # text bytes of a block at most
-BLOCK_PARTS = 4096  # parts of a block at most
+BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never fill it
 
 
 @dataclass(frozen=True)
 class Block:
     """Parts (records, or pieces of a long record) that were coded together.
 
-    count: number of parts.
-    layers: layer name -> bytes. Keys are a subset of LAYERS plus PLAIN; a layer that was not packed is absent.
+    count: number of parts. layers: layer name -> bytes. Keys are a subset of LAYERS plus PLAIN; a layer that
+    was not packed is absent.
     """
 
     count: int
@@ -46,14 +46,14 @@ class ArchiveCodec(Protocol):
 
     @property
     def codebook(self) -> np.ndarray:
-        """Product-quantizer centroids, float32 [M, 256, D / M]; a search code is M bytes, a vector D floats."""
+        """Product-quantizer centroids, float32 [M, 256, D / M]; a search code is M bytes, a vector D
+        floats."""
 
     def split(self, data: bytes) -> list[bytes]:
-        """Cut one record into parts of at most BLOCK_BYTES; joined they give `data`; one empty part if empty."""
+        """Cut one record into parts of at most BLOCK_BYTES; joined they give `data`; one empty part if
+        empty."""
 
-    def encode_blocks(
-        self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS
-    ) -> list[Block]:
+    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
         """Code each sequence of parts as one block. A result does not depend on what it is batched with."""
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
@@ -63,7 +63,8 @@ class ArchiveCodec(Protocol):
         """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """(slots int64 [n], codes uint8 [n, M]): which parts of the block have a search code, and the codes."""
+        """(slots int64 [n], codes uint8 [n, M]): which parts of the block have a search code, and the
+        codes."""
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Unit vectors, float32 [N, D]."""

@@ -52,7 +52,9 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
     from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
 
-    return {n: m for n, m in root.named_modules() if isinstance(m, ExactLinear | ExactEmbedding | ExactReadout)}
+    return {
+        n: m for n, m in root.named_modules() if isinstance(m, ExactLinear | ExactEmbedding | ExactReadout)
+    }
 
 
 def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
@@ -64,7 +66,9 @@ def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     exact = _exact_modules(root)
     for name, module in exact.items():
-        q, scale = (module.q, module.scale) if module.weight is None else quantize_rows(module.weight.detach())
+        q, scale = (
+            (module.q, module.scale) if module.weight is None else quantize_rows(module.weight.detach())
+        )
         tensors[f"{prefix}{name}.q"] = q.to(torch.int8).contiguous()
         tensors[f"{prefix}{name}.scale"] = scale.float().contiguous()
     inside = tuple(f"{n}." for n in exact)
@@ -90,7 +94,9 @@ def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]
     exact = _exact_modules(root)
     for name, module in exact.items():
         shape = module.weight.shape
-        module.freeze(take(f"{name}.q", shape, torch.int8), take(f"{name}.scale", (*shape[:-1], 1), torch.float32))
+        module.freeze(
+            take(f"{name}.q", shape, torch.int8), take(f"{name}.scale", (*shape[:-1], 1), torch.float32)
+        )
     inside = tuple(f"{n}." for n in exact)
     with torch.no_grad():
         for name, value in root.state_dict().items():
@@ -102,7 +108,8 @@ def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]
 
 
 def _export_prior(prior: DiT) -> dict[str, torch.Tensor]:
-    """Matrices in int8 with a scale a row, as everything else is; the prior computes with the floats they stand for."""
+    """Matrices in int8 with a scale a row, as everything else is; the prior computes with the floats they
+    stand for."""
     import torch
 
     from colazip.nn.exact import quantize_rows
@@ -130,7 +137,8 @@ def _import_prior(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of stream version, shapes, token bytes and coding tensors; the prior and the name stand outside."""
+    """Hash of stream version, shapes, token bytes and coding tensors; the prior and the name stand
+    outside."""
     import numpy as np
 
     digest = hashlib.sha256(f"colazip {STREAM_VERSION}\n".encode())
@@ -159,7 +167,8 @@ def save_pretrained(
     card: str,
     figures: dict[str, Any],
 ) -> str:
-    """Write a model folder; returns the model's id. `figures` go into config-side metadata, `card` into README.md."""
+    """Write a model folder; returns the model's id. `figures` go into config-side metadata, `card` into
+    README.md."""
     import torch
     from safetensors.torch import save_file
 
@@ -178,7 +187,8 @@ def save_pretrained(
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Model:
-    """Load a model folder, or the embedded default. Raises ModelError on anything that does not fit or is damaged."""
+    """Load a model folder, or the embedded default. Raises ModelError on anything that does not fit or is
+    damaged."""
     from safetensors import SafetensorError, safe_open
 
     from colazip.nn.dit import DiT
@@ -190,7 +200,9 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
     config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
     if tokenizer.size != config.vocabulary:
-        raise ModelError(f"{folder}: {tokenizer.size} tokens in tokenizer.json, {config.vocabulary} in config.json")
+        raise ModelError(
+            f"{folder}: {tokenizer.size} tokens in tokenizer.json, {config.vocabulary} in config.json"
+        )
     try:
         with safe_open(folder / "weights.safetensors", framework="pt") as file:
             claimed = (file.metadata() or {}).get("id")
@@ -222,7 +234,9 @@ def _check_classes(vae: TextVAE) -> None:
     tokens = readout.token_of.flatten()
     everything = torch.arange(len(tokens))
     if not torch.equal(tokens.sort().values, everything) or not torch.equal(
-        readout.token_of[readout.class_of.clamp(0, vae.config.classes - 1), readout.slot_of.clamp(0, vae.config.slots - 1)],
+        readout.token_of[
+            readout.class_of.clamp(0, vae.config.classes - 1), readout.slot_of.clamp(0, vae.config.slots - 1)
+        ],
         everything,
     ):
         raise ModelError("weights.safetensors: the token classes are not a partition of the vocabulary")

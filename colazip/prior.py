@@ -1,4 +1,5 @@
-"""What the diffusion prior does with stored latents: regenerate a record, from its gist reading to free variation."""
+"""What the diffusion prior does with stored latents: regenerate a record, from its gist reading to free
+variation."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ def regenerate(
 ) -> str:
     """Text of a record's parts, read from latents that were noised and denoised by the prior.
 
-    strength: 0 gives the gist reading, 1 starts from noise alone; in between the latents are taken back to time
-    1 - strength of the flow and carried forward again in `steps` Euler steps, block after block. Parts kept
-    in PLAIN have no latents and come back as they are. Raises UsageError on values out of range.
+    strength: 0 gives the gist reading, 1 starts from noise alone; in between the latents are taken back to
+    time 1 - strength of the flow and carried forward again in `steps` Euler steps, block after block. Parts
+    kept in PLAIN have no latents and come back as they are. Raises UsageError on values out of range.
     """
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength {strength}: must lie between 0 and 1")
@@ -47,7 +48,9 @@ def regenerate(
 
 
 @torch.inference_mode()
-def resample(prior: DiT, levels: np.ndarray, *, strength: float, steps: int, generator: torch.Generator) -> np.ndarray:
+def resample(
+    prior: DiT, levels: np.ndarray, *, strength: float, steps: int, generator: torch.Generator
+) -> np.ndarray:
     """Latent levels [P, C] -> new levels [P, C]: noised to time 1 - strength and denoised, block by block."""
     if strength == 0.0:
         return levels

@@ -12,7 +12,8 @@ from colazip.errors import ModelError
 
 # Words with their leading space, single digits, runs of punctuation, line breaks, other white space.
 _SPLIT = (
-    r"'(?:[sdmtST]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"'(?:[sdmtST]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PAD = 0  # fills the last patch of a text; stands for no bytes
 
@@ -32,8 +33,8 @@ def _byte_alphabet() -> dict[str, int]:
 class Tokenizer:
     """Byte-level BPE. Token 0 is padding; every other token stands for at least one byte.
 
-    `to_json()` is the Hugging Face `tokenizers` file. How text is cut into tokens may differ between releases of
-    that library without harm: decoding only concatenates the bytes of the tokens.
+    `to_json()` is the Hugging Face `tokenizers` file. How text is cut into tokens may differ between releases
+    of that library without harm: decoding only concatenates the bytes of the tokens.
     """
 
     def __init__(self, json_text: str) -> None:
@@ -88,7 +89,9 @@ class Tokenizer:
                 else:
                     pieces.append(self._byte_token[np.frombuffer(run, np.uint8)])
             plan.append(pieces)
-        coded = [np.array(e.ids, np.int64) for e in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+        coded = [
+            np.array(e.ids, np.int64) for e in self._bpe.encode_batch_fast(texts, add_special_tokens=False)
+        ]
         return [
             np.concatenate([coded[p] if isinstance(p, int) else p for p in pieces] or [np.zeros(0, np.int64)])
             for pieces in plan

@@ -12,10 +12,7 @@ import pyarrow as pa
 from colazip.archive.format import Group, Section
 from colazip.archive.tables import dump_table, load_table, unsigned, unsigned_column
 from colazip.errors import FormatError
-from colazip.layers import EXACT, LAYERS, PLAIN, Block
-
-# Empty and tiny parts would never fill a block.
-MAX_BLOCK_PARTS = 4096
+from colazip.layers import BLOCK_PARTS, EXACT, LAYERS, PLAIN, Block
 
 _PARTS, _TEXT = "parts", "text"
 
@@ -83,7 +80,7 @@ def load_blocks(section: bytes, group: Group) -> BlockTable:
     """Parse and check the block table of a group: its lengths must add up to the group's sections."""
     batch = load_table(section, group.blocks)
     counts, present = unsigned_column(batch, _PARTS)
-    if not present.all() or counts.min(initial=1) < 1 or counts.max(initial=1) > MAX_BLOCK_PARTS:
+    if not present.all() or counts.min(initial=1) < 1 or counts.max(initial=1) > BLOCK_PARTS:
         raise FormatError("damaged: a block has an impossible number of parts")
     if int(counts.sum()) != group.parts:
         raise FormatError("damaged: the blocks of a group don't add up to its number of parts")

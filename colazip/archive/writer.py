@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from colazip.archive.blocks import MAX_BLOCK_PARTS, dump_blocks
+from colazip.archive.blocks import dump_blocks
 from colazip.archive.format import (
     BLOCKS,
     HEADER,
@@ -27,7 +27,7 @@ from colazip.archive.output import AtomicFile
 from colazip.archive.record import PackSummary, Record
 from colazip.archive.rows import dump_rows
 from colazip.errors import InputError, UsageError
-from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, ArchiveCodec, Block
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, ArchiveCodec, Block
 from colazip.version import __version__
 
 # A group is closed after so many blocks where a block ends with a record; after twice as many, in any case.
@@ -210,7 +210,7 @@ class _Gatherer:
         self._new_group()
 
     def _fits(self, part: bytes) -> bool:
-        return len(self._open) < MAX_BLOCK_PARTS and self._open_bytes + len(part) <= BLOCK_BYTES
+        return len(self._open) < BLOCK_PARTS and self._open_bytes + len(part) <= BLOCK_BYTES
 
     def _end_block(self) -> None:
         if not self._open:

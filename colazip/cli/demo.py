@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from colazip.cli.console import Console, amount, size
 from colazip.cli.progress import Progress
-
 from colazip.evaluate.table import markdown
 
 if TYPE_CHECKING:
     from colazip.archive import Archive
-
     from colazip.demo import Passage
     from colazip.evaluate.peers import Measurement
     from colazip.layers import ArchiveCodec
@@ -44,7 +43,6 @@ def demo(keep: Path | None) -> None:
     Works without a network, on the embedded model, in well under a minute.
     """
     from colazip.codec import Codec
-
     from colazip.demo import handbook
 
     console = Console()

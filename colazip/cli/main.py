@@ -34,6 +34,8 @@ COMMANDS = {
     ),
     "decompress": LazyCommand("colazip.cli.oneshot:decompress", "Decompress what 'compress' wrote."),
     "model": LazyCommand("colazip.cli.model:model", "Describe the model in use."),
+    "train": LazyCommand("colazip.cli.train:train", "Train a model on your own text."),
+    "demo": LazyCommand("colazip.cli.demo:demo", "Show everything on a handbook that comes with colazip."),
 }
 
 

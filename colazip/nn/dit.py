@@ -1,9 +1,10 @@
 """The prior: a block-causal diffusion transformer over latents, trained by flow matching.
 
-After "Continuous Latent Diffusion Language Model" (arXiv 2605.06548); blocks and their training mask as in block diffusion
-(arXiv 2503.09573), time conditioning by AdaLN-zero (arXiv 2212.09748), shared over layers as in PixArt (arXiv 2310.00426).
-Time runs from 0 (noise) to 1 (data): x_t = (1 - t) * noise + t * data, velocity = data - noise (arXiv 2210.02747).
-Nothing here decides a bit of what is stored, so ordinary float arithmetic will do. The network knows nothing of text.
+After "Continuous Latent Diffusion Language Model" (arXiv 2605.06548); blocks and their training mask as in
+block diffusion (arXiv 2503.09573), time conditioning by AdaLN-zero (arXiv 2212.09748), shared over layers as
+in PixArt (arXiv 2310.00426). Time runs from 0 (noise) to 1 (data): x_t = (1 - t) * noise + t * data, velocity
+= data - noise (arXiv 2210.02747). Nothing here decides a bit of what is stored, so ordinary float arithmetic
+will do. The network knows nothing of text.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ class _Block(nn.Module):
         self.offset = nn.Parameter(torch.zeros(6 * width))
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None, past: History | None, layer: int, keep: bool
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
+        past: History | None,
+        layer: int,
+        keep: bool,
     ) -> Tensor:
         """x [B, N, D], modulation [B, N, 6 D], rotation [N, W / 2, 2] -> [B, N, D]."""
         batch, length, width = x.shape
@@ -47,13 +55,21 @@ class _Block(nn.Module):
         h = functional.layer_norm(x, (width,)) * (1 + scale1) + shift1
         qkv = self.qkv(h).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
-        q, k = _rotate(functional.normalize(q, dim=-1), rotation), _rotate(functional.normalize(k, dim=-1), rotation)
+        q, k = (
+            _rotate(functional.normalize(q, dim=-1), rotation),
+            _rotate(functional.normalize(k, dim=-1), rotation),
+        )
         if past is not None:
             old_k, old_v = past.keys[layer], past.values[layer]
-            k, v = (k, v) if old_k is None or old_v is None else (torch.cat([old_k, k], 2), torch.cat([old_v, v], 2))
+            k, v = (
+                (k, v)
+                if old_k is None or old_v is None
+                else (torch.cat([old_k, k], 2), torch.cat([old_v, v], 2))
+            )
             if keep:
                 past.keys[layer], past.values[layer] = k, v
-        # Normalised queries and keys (arXiv 2010.04245) with the temperature that keeps attention sharp enough.
+        # Normalised queries and keys (arXiv 2010.04245) with the temperature that keeps attention sharp
+        # enough.
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=math.sqrt(q.shape[-1]))
         x = x + gate1 * self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         h = functional.layer_norm(x, (width,)) * (1 + scale2) + shift2
@@ -82,7 +98,9 @@ class DiT(nn.Module):
 
     def _modulation(self, t: Tensor) -> Tensor:
         """t [...] in 0..1 -> [..., 6 D]."""
-        rate = torch.exp(torch.arange(_TIME_FEATURES // 2, device=t.device) * (-math.log(10000.0) / (_TIME_FEATURES // 2)))
+        rate = torch.exp(
+            torch.arange(_TIME_FEATURES // 2, device=t.device) * (-math.log(10000.0) / (_TIME_FEATURES // 2))
+        )
         angle = t[..., None] * 1000.0 * rate
         return self.modulate(self.time(torch.cat([angle.cos(), angle.sin()], -1)))
 
@@ -95,8 +113,8 @@ class DiT(nn.Module):
     def forward(self, noisy: Tensor, t: Tensor, clean: Tensor, valid: Tensor, history: Tensor) -> Tensor:
         """Training pass over whole sequences at once.
 
-        noisy, clean [B, P, C]; t [B, P], one value a block; valid bool [B, P]; history bool [B], False hides the
-        finished blocks (for classifier-free guidance). Returns velocities [B, P, C].
+        noisy, clean [B, P, C]; t [B, P], one value a block; valid bool [B, P]; history bool [B], False hides
+        the finished blocks (for classifier-free guidance). Returns velocities [B, P, C].
         """
         length = noisy.shape[1]
         x = self.enter(torch.cat([clean, noisy], 1))
@@ -109,14 +127,18 @@ class DiT(nn.Module):
         mask = torch.cat(
             [torch.cat([past | own, torch.zeros_like(own)], 2), torch.cat([past, own], 2)], 1
         )  # [B, 2P queries, 2P keys]
-        mask = mask & valid.repeat(1, 2)[:, None, :] | torch.eye(2 * length, dtype=torch.bool, device=x.device)
+        mask = mask & valid.repeat(1, 2)[:, None, :] | torch.eye(
+            2 * length, dtype=torch.bool, device=x.device
+        )
         for i, layer in enumerate(self.blocks):
             x = layer(x, modulation, rotation, mask[:, None], None, i, False)
         return self.leave(functional.layer_norm(x[:, length:], x.shape[-1:]))
 
     def velocity(self, x: Tensor, t: float, past: History) -> Tensor:
         """Velocity of one noisy block [B, n, C] at time t after the finished blocks in `past`."""
-        return self.leave(functional.layer_norm(self._run(x, t, past, keep=False), (self.enter.out_features,)))
+        return self.leave(
+            functional.layer_norm(self._run(x, t, past, keep=False), (self.enter.out_features,))
+        )
 
     def finish(self, x: Tensor, past: History) -> None:
         """Append a finished block [B, n, C] to `past`."""

@@ -1,8 +1,9 @@
 """Layers whose result is the same bit for bit on any device, batch size and thread count.
 
-Every reduction runs over integers: operands sit on an int8 grid and at most MAX_K of them meet in a sum, so every
-partial sum is below 2**24 and float32 adds them exactly in any order. What is left is elementwise and rounded as IEEE 754
-says, each operation on its own (no fused multiply-add). Nothing here may be compiled or fused.
+Every reduction runs over integers: operands sit on an int8 grid and at most MAX_K of them meet in a sum, so
+every partial sum is below 2**24 and float32 adds them exactly in any order. What is left is elementwise and
+rounded as IEEE 754 says, each operation on its own (no fused multiply-add). Nothing here may be compiled or
+fused.
 
 Training runs the same forward pass; gradients go straight through the rounding, in bfloat16.
 """
@@ -20,7 +21,8 @@ GRID = 127.0
 MAX_K = 1040  # 127 * 127 * 1040 < 2**24
 ATTENTION_KEYS = 512  # 255 * 127 * 512 < 2**24
 
-# Attention weights: exp2 in steps of 1/32, as integers of at most 8 bits. A weight under 1/510 of the largest is 0.
+# Attention weights: exp2 in steps of 1/32, as integers of at most 8 bits. A weight under 1/510 of the
+# largest is 0.
 _EXP_STEPS = 32
 _EXP_TOP = 255
 # Frequencies: exp2 in steps of 1/32 over a range of 2**20.
@@ -30,7 +32,8 @@ PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entrop
 
 
 def _exp2_table(steps: int, count: int, top: int, floor: int) -> Tensor:
-    """round(top * 2**(-i / steps)) for i < count, at least `floor`. Integer arithmetic on exact 64-bit roots."""
+    """round(top * 2**(-i / steps)) for i < count, at least `floor`. Integer arithmetic on exact 64-bit
+    roots."""
     # decimal gives correctly rounded powers on every platform, where the C library's exp2 need not.
     from decimal import Decimal, localcontext
 
@@ -84,7 +87,8 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale; a row of zeros has scale 1/127."""
+    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale; a row of zeros
+    has scale 1/127."""
     top = x.abs().amax(-1, keepdim=True)
     top = torch.where(top > 0, top, torch.ones_like(top))
     return torch.round(x * (GRID / top)), top / GRID
@@ -200,7 +204,8 @@ class ExactEmbedding(nn.Module):
 
 
 class _GroupedReadout(torch.autograd.Function):
-    """Logits of the slots of one class a row: the rows are sorted by class, then one small product a class."""
+    """Logits of the slots of one class a row: the rows are sorted by class, then one small product a
+    class."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
@@ -252,7 +257,8 @@ def _grouped_product(
 
 
 class ExactReadout(nn.Module):
-    """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits of its slots [N, slots]."""
+    """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits of its slots [N,
+    slots]."""
 
     def __init__(self, classes: int, slots: int, inputs: int) -> None:
         super().__init__()
@@ -275,8 +281,8 @@ class ExactReadout(nn.Module):
 def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Weights 2**score over the last axis as integers: (weights [..., N] in 0..255, their sum [..., 1]).
 
-    scores: log2 units; -inf is a key that is not there. Source of the integer softmax: I-BERT (arXiv 2101.01321), with a
-    table in place of the polynomial.
+    scores: log2 units; -inf is a key that is not there. Source of the integer softmax: I-BERT (arXiv
+    2101.01321), with a table in place of the polynomial.
     """
     top = scores.amax(-1, keepdim=True)
     step = torch.round((top - scores) * float(_EXP_STEPS)).clamp_max(len(ATTENTION_TABLE) - 1.0)
@@ -293,7 +299,8 @@ def frequencies(logits: Tensor) -> Tensor:
     top = logits.amax(-1, keepdim=True)
     step = torch.round((top - logits) * float(_FREQ_STEPS)).clamp_max(len(FREQUENCY_TABLE) - 1.0)
     weights = FREQUENCY_TABLE.to(logits.device)[step.to(torch.int32)]
-    # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below 2**PRECISION.
+    # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below
+    # 2**PRECISION.
     weights64 = weights.double()
     share = float(2**PRECISION - count) / weights64.sum(-1, keepdim=True)
     freq = torch.floor(weights64 * share).to(torch.int32) + 1

@@ -1,4 +1,5 @@
-"""The transformer block of every coding network: exact arithmetic, parallel over positions or one step at a time."""
+"""The transformer block of every coding network: exact arithmetic, parallel over positions or one step at a
+time."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ _LN2 = math.log(2.0)
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """Distance penalties in log2 units a position, powers of two (exact in float32), the last head without one.
+    """Distance penalties in log2 units a position, powers of two (exact in float32), the last head without
+    one.
 
-    After ALiBi (arXiv 2108.12409). A table of sines would have to be computed the same everywhere; this need not.
+    After ALiBi (arXiv 2108.12409). A table of sines would have to be computed the same everywhere; this need
+    not.
     """
     exponents = [1 + round(7 * i / max(1, heads - 1)) for i in range(heads - 1)]
     return torch.tensor([2.0**-e for e in exponents] + [0.0])
@@ -70,7 +73,8 @@ class ExactBlock(nn.Module):
         return _round_rows(q), _round_rows(k), _round_values(v)
 
     def _scores(self, q: Tensor, k: Tensor, distance: Tensor) -> Tensor:
-        """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] counts positions."""
+        """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] counts
+        positions."""
         # Each operation rounds on its own; the product of integers is exact.
         scaled = (q @ k.transpose(-1, -2)) * (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
         return scaled - self.slopes[:, None, None] * distance
@@ -80,7 +84,8 @@ class ExactBlock(nn.Module):
         return x + self.down(torch.relu(self.up(x)).square())
 
     def forward(self, x: Tensor, bias: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        """bias: training only, from `training_bias`. valid: bool [B, P], keys that exist (causal blocks need none)."""
+        """bias: training only, from `training_bias`. valid: bool [B, P], keys that exist (causal blocks need
+        none)."""
         if x.shape[1] > ATTENTION_KEYS:
             raise ValueError(f"{x.shape[1]} positions: at most {ATTENTION_KEYS} give exact attention")
         q, k, v = self._project(x)

@@ -10,7 +10,8 @@ from colazip.config import ModelConfig
 from colazip.nn.exact import ExactEmbedding, ExactLinear
 from colazip.nn.layers import straight_through
 
-_GRID = 256.0  # summands live on a grid of 1/256 within +-127, so that up to 512 of them add up exactly in float32
+# Summands live on a grid of 1/256 within +-127, so that up to 512 of them add up exactly in float32.
+_GRID = 256.0
 _TOP = 127.0
 
 
@@ -25,7 +26,9 @@ class SearchHead(nn.Module):
         self.states = ExactLinear(config.encoder.width, config.vector, norm=True)
         self.tokens = ExactEmbedding(config.vocabulary, config.vector)
         # Centroids of the product quantizer behind the search codes [M, 256, D / M].
-        self.register_buffer("codebook", torch.zeros(config.code_bytes, 256, config.vector // config.code_bytes))
+        self.register_buffer(
+            "codebook", torch.zeros(config.code_bytes, 256, config.vector // config.code_bytes)
+        )
 
     def forward(self, hidden: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
         """hidden [B, P, W], tokens int64 [B, P, K], counts int64 [B] -> sums over each segment [B, D]."""

@@ -16,7 +16,9 @@ from colazip.tokenizer import Tokenizer
 _CHUNK = 4096  # records read and tokenized at once
 
 
-def read_texts(paths: Sequence[Path], text_column: str = "text", skip_sources: Sequence[str] = ()) -> Iterator[str]:
+def read_texts(
+    paths: Sequence[Path], text_column: str = "text", skip_sources: Sequence[str] = ()
+) -> Iterator[str]:
     """Texts of Parquet, JSONL and plain text files, in order.
 
     skip_sources: prefixes of the `source` column to leave out, for instance for their licence.
@@ -99,7 +101,9 @@ class TokenStore:
         if not ends:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))
-        (folder / "meta.json").write_text(json.dumps({"dtype": np.dtype(dtype).name, "text_bytes": text_bytes}))
+        (folder / "meta.json").write_text(
+            json.dumps({"dtype": np.dtype(dtype).name, "text_bytes": text_bytes})
+        )
         return cls.open(folder)
 
     @classmethod
@@ -182,11 +186,13 @@ def gather(store: TokenStore, segments: np.ndarray, patch: int) -> Batch:
     return Batch(tokens, counts)
 
 
-def cluster_tokens(store: TokenStore, vocabulary: int, classes: int, seed: int, sample: int = 20_000_000) -> np.ndarray:
+def cluster_tokens(
+    store: TokenStore, vocabulary: int, classes: int, seed: int, sample: int = 20_000_000
+) -> np.ndarray:
     """Group tokens that keep like company into classes of equal size: int64 [V].
 
-    Neighbours are counted against the commonest tokens, weighted by pointwise mutual information, reduced by a truncated
-    SVD, and clustered by k-means with full classes closed.
+    Neighbours are counted against the commonest tokens, weighted by pointwise mutual information, reduced by
+    a truncated SVD, and clustered by k-means with full classes closed.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""What training minimises: bits of the gist reading, bits of the latents, bits of the exact text given them."""
+"""What training minimises: bits of the gist reading, bits of the latents, bits of the exact text given
+them."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ LN2 = 0.6931471805599453
 class Weights:
     """How the terms of one step are weighed.
 
-    gist: weight of the gist reading. rate: weight of the latents' bits. exact_into_latents: whether the exact coder's
-    loss reaches the encoder. token_dropout: share of input tokens hidden from the encoder. coarse: weight of a
-    gist reading from the coarse plane alone (0 skips that pass).
+    gist: weight of the gist reading. rate: weight of the latents' bits. exact_into_latents: whether the exact
+    coder's loss reaches the encoder. token_dropout: share of input tokens hidden from the encoder. coarse:
+    weight of a gist reading from the coarse plane alone (0 skips that pass).
     """
 
     gist: float
@@ -50,10 +51,13 @@ def token_bits(readout: TokenReadout, states: Tensor, targets: Tensor) -> Tensor
     return (first + second) / LN2
 
 
-def latent_bits(coarse_logits: Tensor, fine_logits: Tensor, levels: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def latent_bits(
+    coarse_logits: Tensor, fine_logits: Tensor, levels: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor]:
     """Bits of the levels [..., C] and of their coarse plane alone [..., C].
 
-    The gradient towards u is the slope between the two levels around it: the code length itself is a step function.
+    The gradient towards u is the slope between the two levels around it: the code length itself is a step
+    function.
     """
     coarse = torch.log_softmax(coarse_logits * LN2, -1)
     fine = torch.log_softmax(fine_logits * LN2, -1)
@@ -87,7 +91,10 @@ def compute(model: TextVAE, tokens: Tensor, counts: Tensor, weights: Weights, *,
     third = levels / 3.0
     coarse = straight_through(third, coarse_plane(levels.detach()))
     bits, coarse_bits = latent_bits(
-        model.context(coarse, valid, fast=fast)[valid], model.refiner(coarse, valid, fast=fast)[valid], levels[valid], u[valid]
+        model.context(coarse, valid, fast=fast)[valid],
+        model.refiner(coarse, valid, fast=fast)[valid],
+        levels[valid],
+        u[valid],
     )
 
     into = features if weights.exact_into_latents else features.detach()
@@ -100,7 +107,9 @@ def compute(model: TextVAE, tokens: Tensor, counts: Tensor, weights: Weights, *,
     if weights.coarse:
         rough = model.decoder(coarse * 3.0, valid, fast=fast)
         states.append(model.decoder.read(rough[valid])[keep_tokens])
-    all_bits = token_bits(model.readout, torch.cat(states), targets.repeat(len(states))).view(len(states), -1).sum(1)
+    all_bits = (
+        token_bits(model.readout, torch.cat(states), targets.repeat(len(states))).view(len(states), -1).sum(1)
+    )
     rate = bits.sum()
     loss = all_bits[0] + weights.gist * all_bits[1] + weights.rate * rate
     if weights.coarse:

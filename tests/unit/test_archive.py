@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colazip.archive import Archive, Record, open_archive
-from colazip.archive.blocks import MAX_BLOCK_PARTS
+from colazip.archive.blocks import BLOCK_PARTS
 from colazip.archive.output import AtomicFile
 from colazip.archive.writer import GROUP_BLOCKS, MAX_ROW_BYTES
 from colazip.errors import (
@@ -135,8 +135,8 @@ def test_groups_end_without_short_blocks(tmp_path: Path) -> None:
 
 def test_empty_records_fill_blocks_too(tmp_path: Path) -> None:
     path = tmp_path / "a.cola"
-    assert pack(path, [b""] * (MAX_BLOCK_PARTS + 1)).blocks == 2
-    assert len(read(path)) == MAX_BLOCK_PARTS + 1
+    assert pack(path, [b""] * (BLOCK_PARTS + 1)).blocks == 2
+    assert len(read(path)) == BLOCK_PARTS + 1
 
 
 def test_same_records_same_bytes(tmp_path: Path) -> None:

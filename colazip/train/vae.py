@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from colazip.config import ModelConfig
-from colazip.errors import ColazipError, InputError
 from colazip.nn.vae import TextVAE
 from colazip.train.data import Batch, TokenStore, batches, gather
 from colazip.train.losses import Terms, Weights, compute
+from colazip.train.optimize import (
+    Metrics,
+    check_finite,
+    learning_rate,
+    load_checkpoint,
+    save_atomic,
+    to_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,15 @@ class VAESchedule:
     """One training run. Fractions are of `steps`.
 
     The latents are earned first: until `latents_until` the encoder learns from the gist reading alone, then a
-    weight on the latents' bits is steered so that their rate meets `rate_bits` a patch, and only after `joint_from`
-    does the exact coder's loss reach the encoder. From `exact_from` on attention is the integer one.
+    weight on the latents' bits is steered so that their rate meets `rate_bits` a patch, and only after
+    `joint_from` does the exact coder's loss reach the encoder. From `exact_from` on attention is the integer
+    one.
     """
 
     steps: int
-    patches: int = 1024  # latents a batch
-    lr: float = 2e-3
-    muon_lr: float = 2e-3
+    patches: int = 1536  # latents a batch
+    lr: float = 3e-3
+    muon_lr: float = 3e-3
     warmup: int = 100
     decay_from: float = 0.5
     weight_decay: float = 0.05
@@ -43,7 +47,7 @@ class VAESchedule:
     gist_late: float = 0.25
     coarse: float = 0.1
     coarse_every: int = 4
-    rate_bits: float = 10.0
+    rate_bits: float = 9.0
     latents_until: float = 0.08
     joint_from: float = 0.15
     exact_from: float = 0.88
@@ -51,14 +55,6 @@ class VAESchedule:
     evaluate_every: int = 500
     save_every: int = 250
     seed: int = 0
-
-
-def learning_rate(schedule: VAESchedule, step: int) -> float:
-    """Factor of the peak rate: linear warm-up, flat, linear to zero."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    left = (schedule.steps - step) / (schedule.steps * (1.0 - schedule.decay_from))
-    return min(1.0, max(0.0, left))
 
 
 class RateControl:
@@ -87,31 +83,10 @@ def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Opti
     ]
 
 
-def save_atomic(value: Any, path: Path) -> None:
-    """torch.save beside the path, then renamed: a kill leaves the old file."""
-    partial = path.with_suffix(".partial")
-    torch.save(value, partial)
-    os.replace(partial, path)
-
-
-class Metrics:
-    """One JSON line an entry in metrics.jsonl, one progress line on stderr."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a") as out:
-            out.write(json.dumps(entry) + "\n")
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()), file=sys.stderr)
-
-
-def _tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.counts).to(device)
-
-
 @torch.no_grad()
-def evaluate(model: TextVAE, store: TokenStore, lengths: np.ndarray, segments: np.ndarray, device: torch.device) -> dict[str, float]:
+def evaluate(
+    model: TextVAE, store: TokenStore, lengths: np.ndarray, segments: np.ndarray, device: torch.device
+) -> dict[str, float]:
     """Exact-mode figures over `segments` in bits a byte; gist accuracy as the share of tokens read right.
 
     lengths: bytes of each token, int64 [V].
@@ -122,7 +97,7 @@ def evaluate(model: TextVAE, store: TokenStore, lengths: np.ndarray, segments: n
     order = np.argsort(segments[:, 1] - segments[:, 0], kind="stable")
     for at in range(0, len(order), 16):
         batch = gather(store, segments[order[at : at + 16]], config.patch)
-        x, counts = _tensors(batch, device)
+        x, counts = to_tensors(batch, device)
         terms = compute(model, x, counts, Weights(1.0, 1.0, True), fast=False)
         exact, gist, rate = exact + float(terms.exact), gist + float(terms.gist), rate + float(terms.rate)
         coarse += float(terms.coarse_rate)
@@ -177,29 +152,32 @@ def train_vae(
     step = 0
     checkpoint = folder / "checkpoint.pt"
     if resume:
-        if not checkpoint.exists():
-            raise InputError(f"{checkpoint}: nothing to resume; start without --resume")
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = load_checkpoint(checkpoint, device)
         model.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optimizers"], strict=True):
             optim.load_state_dict(saved)
         control.weight, control.average = state["control"]
         torch.set_rng_state(state["rng"].cpu())
         step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl")
+    metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
     if not resume:
         metrics.write({"config": asdict(config), "schedule": asdict(schedule), "tokens": len(train.tokens)})
     length = config.segment * config.patch
     sample = validation.segments(length)
     sample = sample[np.random.default_rng(0).permutation(len(sample))[:256]]
     stream: Iterator[Batch] = batches(
-        train, train.segments(length), patch=config.patch, patches=schedule.patches, seed=schedule.seed, skip=step
+        train,
+        train.segments(length),
+        patch=config.patch,
+        patches=schedule.patches,
+        seed=schedule.seed,
+        skip=step,
     )
     window: list[Terms] = []
     started, seen = time.monotonic(), 0
     while step < schedule.steps:
         batch = next(stream)
-        x, counts = _tensors(batch, device)
+        x, counts = to_tensors(batch, device)
         progress = step / schedule.steps
         steering = progress >= schedule.latents_until
         weights = Weights(
@@ -210,12 +188,10 @@ def train_vae(
             coarse=schedule.coarse if step % schedule.coarse_every == 0 else 0.0,
         )
         terms = compute(model, x, counts, weights, fast=progress < schedule.exact_from)
-        if not math.isfinite(float(terms.loss.detach())):
-            np.savez(folder / "bad_batch.npz", tokens=batch.tokens, counts=batch.counts)
-            raise ColazipError(f"the loss is not finite at step {step}: the batch is in {folder / 'bad_batch.npz'}")
+        check_finite(terms.loss, step, batch, folder)
         terms.loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        factor = learning_rate(schedule, step)
+        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
         groups = [group for optim in optims for group in optim.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor
@@ -242,7 +218,13 @@ def train_vae(
             )
             window.clear()
         if step % schedule.evaluate_every == 0 or step == schedule.steps:
-            metrics.write({"step": step, "validation": "figures", **evaluate(model, validation, lengths, sample, device)})
+            metrics.write(
+                {
+                    "step": step,
+                    "validation": "figures",
+                    **evaluate(model, validation, lengths, sample, device),
+                }
+            )
         if step % schedule.save_every == 0 or step == schedule.steps:
             save_atomic(
                 {

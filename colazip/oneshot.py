@@ -1,0 +1,29 @@
+"""One text in, one blob out, with the embedded default model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from colazip.layers import EXACT, GIST
+
+if TYPE_CHECKING:
+    from colazip.codec import Codec
+
+
+@lru_cache(maxsize=1)
+def default_codec() -> Codec:
+    """The codec of the embedded default model, loaded once a process."""
+    from colazip.codec import Codec
+
+    return Codec.from_pretrained()
+
+
+def compress(data: str | bytes) -> bytes:
+    """A self-contained blob that `decompress` turns back into exactly these bytes; at most 8 bytes longer."""
+    return default_codec().encode([data], (GIST, EXACT))[0]
+
+
+def decompress(blob: bytes) -> bytes:
+    """The bytes of a blob. Raises FormatError, VersionError or ModelMismatchError."""
+    return default_codec().decode([blob])[0]

@@ -1,0 +1,48 @@
+"""The model card: what a model was trained on, with which command, and how well it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from colazip.train.recipes import Recipe
+
+
+def render(
+    recipe: Recipe, figures: dict[str, Any], command: str, files: Sequence[str], skipped: Sequence[str]
+) -> str:
+    """Markdown of the card."""
+    vae, count = figures["vae"], figures["parameters"]
+    rows = [
+        ("bits a byte, exact layer given the gist", vae["exact_bpb"]),
+        ("bits a byte, gist layer", vae["rate_bpb"]),
+        ("bits a byte, gist and exact", vae["total_bpb"]),
+        ("bits a byte, coarse plane of the gist alone", vae["coarse_bpb"]),
+        ("share of tokens the gist reading gets right", vae["gist_accuracy"]),
+        ("flow-matching loss of the prior", figures["prior"]["flow_loss"]),
+        ("search: queries whose own passage is first of 512", figures["search"]["hit_at_1"]),
+        ("search: mean cosine of a vector and its code", figures["search"]["quantizer_cosine"]),
+    ]
+    table = "\n".join(f"| {name} | {value:.3f} |" for name, value in rows)
+    left_out = f" Sources left out: {', '.join(f'`{s}*`' for s in skipped)}." if skipped else ""
+    megabytes, tokens = figures["train_bytes"] / 1e6, figures["train_tokens"]
+    steps = f"{recipe.vae.steps} of {recipe.vae.patches} latents (VAE), {recipe.prior.steps} (prior)"
+    return f"""# {recipe.model.name}
+
+A Text VAE with its exact coder, latent prior and search head, for use with colazip.
+
+- Parameters: {count["vae"]:,} coding, {count["prior"]:,} prior, {count["search"]:,} search head; int8.
+- Training text: {megabytes:.1f} MB ({tokens:,} tokens) from {", ".join(files)}.{left_out}
+- Steps: {steps}, {recipe.search.steps} (search head).
+- Command: `{command}`
+
+Validation figures ({figures["validation_bytes"] / 1e6:.1f} MB held out by source document; a sample of
+segments, integer arithmetic):
+
+| figure | value |
+| --- | --- |
+{table}
+
+The text is mostly English: encyclopedia, fiction, abstracts, documentation, dialogue. Other languages are
+coded without loss but less well, and search by meaning is of little use there.
+"""

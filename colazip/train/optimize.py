@@ -1,0 +1,79 @@
+"""What every stage of training shares: learning-rate factor, atomic checkpoints, metrics, the guard on the
+loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from colazip.errors import ColazipError, InputError
+from colazip.train.data import Batch
+
+
+def learning_rate(step: int, steps: int, *, warmup: int, decay_from: float) -> float:
+    """Factor of the peak rate: linear warm-up, flat, then linear to zero from the fraction `decay_from`
+    on."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return min(1.0, max(0.0, (steps - step) / (steps * (1.0 - decay_from))))
+
+
+def save_atomic(value: Any, path: Path) -> None:
+    """torch.save beside the path, then renamed: a kill leaves the old file."""
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Any:
+    """A checkpoint written by `save_atomic`. Raises InputError if there is none or it can't be read."""
+    if not path.exists():
+        raise InputError(f"{path}: nothing to resume; start without --resume")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, OSError, ValueError, EOFError) as e:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({type(e).__name__}); start without --resume"
+        ) from e
+
+
+class Metrics:
+    """One JSON line an entry in metrics.jsonl, one readable line on stderr."""
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        if fresh:
+            path.unlink(missing_ok=True)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a") as out:
+            out.write(json.dumps(entry) + "\n")
+        shown = (
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in entry.items()
+            if not isinstance(v, dict)
+        )
+        print("  ".join(shown), file=sys.stderr, flush=True)
+
+
+def check_finite(loss: torch.Tensor, step: int, batch: Batch, folder: Path) -> float:
+    """The loss as a float; ColazipError, with the batch saved, once it is not finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        kept = folder / "bad_batch.npz"
+        np.savez(kept, tokens=batch.tokens, counts=batch.counts)
+        raise ColazipError(f"the loss is not finite at step {step}; the batch is in {kept}")
+    return value
+
+
+def to_tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """tokens int64 [B, T], counts int64 [B]."""
+    return torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.counts).to(device)

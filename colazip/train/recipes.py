@@ -1,0 +1,63 @@
+"""Named recipes: one function, one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from colazip.config import ModelConfig, StackConfig
+from colazip.train.prior import PriorSchedule
+from colazip.train.search_head import SearchSchedule
+from colazip.train.vae import VAESchedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a model but the data."""
+
+    model: ModelConfig
+    vae: VAESchedule
+    prior: PriorSchedule
+    search: SearchSchedule
+    tokenizer_megabytes: int = 45  # of training text, evenly spread, that the tokenizer is trained on
+
+
+def tiny() -> Recipe:
+    """A model of a few seconds, for tests and for a first look at the command."""
+    model = ModelConfig(
+        "tiny",
+        classes=16,
+        slots=32,
+        segment=32,
+        embedding=16,
+        encoder=StackConfig(32, 1, 2),
+        context=StackConfig(32, 1, 2),
+        refiner=StackConfig(32, 1, 2),
+        decoder=StackConfig(32, 1, 2),
+        exact=StackConfig(32, 1, 2),
+        local_width=32,
+        local_hidden=64,
+        ngram_rows=256,
+        ngram_width=8,
+        prior=StackConfig(32, 1, 2),
+        prior_block=8,
+        vector=16,
+        code_bytes=4,
+    )
+    return Recipe(
+        model,
+        VAESchedule(60, patches=128, warmup=10, evaluate_every=30, save_every=20),
+        PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
+        SearchSchedule(
+            10, pairs=16, passage=64, query=(4, 12), evaluate_every=10, save_every=5, quantizer_sample=512
+        ),
+        tokenizer_megabytes=1,
+    )
+
+
+def default() -> Recipe:
+    """The model inside the package: 15 M coding parameters, about an hour and a half on two cores."""
+    return Recipe(ModelConfig("default"), VAESchedule(5000), PriorSchedule(1500), SearchSchedule(750))
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "default": default}
