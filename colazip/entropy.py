@@ -69,8 +69,8 @@ def encode_streams(streams: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[byt
     """Code every stream of (start, freq), integers [n] each, in decoding order.
 
     All streams advance together, so many at a time are cheaper than one after the other; the bytes of a
-    stream do not depend on what it is coded with.
-    ValueError unless start >= 0, freq >= 1 and start + freq <= 2**PRECISION.
+    stream do not depend on what it is coded with. ValueError unless start >= 0, freq >= 1 and start + freq <=
+    2**PRECISION.
     """
     if not streams:
         return []
@@ -106,8 +106,8 @@ def _encode_lanes(
     """Run all states of all streams backwards over their symbols, one symbol of each a round.
 
     starts, freqs: uint64 [N], all streams end to end. sizes, counts, offsets, first_lanes: int64 [streams],
-    where a lane is one state of one stream.
-    Returns the final states, uint64 [lanes]; whether a symbol pushed a word, bool [N]; the words, uint32 [N].
+    where a lane is one state of one stream. Returns the final states, uint64 [lanes]; whether a symbol pushed
+    a word, bool [N]; the words, uint32 [N].
     """
     owner = np.repeat(np.arange(len(sizes)), counts)
     rank = np.arange(len(owner)) - first_lanes[owner]
@@ -203,9 +203,8 @@ class StreamDecoder:
         """Next symbols, int64 [n].
 
         stream: int64 [n], the stream of each symbol, non-decreasing; within a stream, symbols in order.
-        Streams may be left out.
-        cdf: integers [n, A + 1], or [A + 1] if all symbols share a table; each row rises from 0 to
-        2**PRECISION, strictly where a symbol may occur. int32 in C order is fastest.
+        Streams may be left out. cdf: integers [n, A + 1], or [A + 1] if all symbols share a table; each row
+        rises from 0 to 2**PRECISION, strictly where a symbol may occur. int32 in C order is fastest.
         ValueError if the shapes do not fit; values are not checked, but none can index out of bounds.
         FormatError if a stream turns out to hold fewer symbols.
         """

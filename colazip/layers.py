@@ -46,12 +46,10 @@ class ArchiveCodec(Protocol):
 
     @property
     def codebook(self) -> np.ndarray:
-        """Product-quantizer centroids, float32 [M, 256, D / M]; a search code is M bytes, a vector D
-        floats."""
+        """Product-quantizer centroids, float32 [M, 256, D / M]; a code is M bytes, a vector D floats."""
 
     def split(self, data: bytes) -> list[bytes]:
-        """Cut one record into parts of at most BLOCK_BYTES; joined they give `data`; one empty part if
-        empty."""
+        """Cut a record into parts of at most BLOCK_BYTES that join to `data`; one empty part if empty."""
 
     def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
         """Code each sequence of parts as one block. A result does not depend on what it is batched with."""
@@ -63,8 +61,7 @@ class ArchiveCodec(Protocol):
         """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """(slots int64 [n], codes uint8 [n, M]): which parts of the block have a search code, and the
-        codes."""
+        """(slots int64 [n], codes uint8 [n, M]): the parts that have a search code, and the codes."""
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Unit vectors, float32 [N, D]."""

@@ -137,8 +137,7 @@ def _import_prior(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of stream version, shapes, token bytes and coding tensors; the prior and the name stand
-    outside."""
+    """Hash of stream version, shapes, token bytes and coding tensors; prior and name stand outside."""
     import numpy as np
 
     digest = hashlib.sha256(f"colazip {STREAM_VERSION}\n".encode())

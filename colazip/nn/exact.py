@@ -32,8 +32,7 @@ PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entrop
 
 
 def _exp2_table(steps: int, count: int, top: int, floor: int) -> Tensor:
-    """round(top * 2**(-i / steps)) for i < count, at least `floor`. Integer arithmetic on exact 64-bit
-    roots."""
+    """round(top * 2**(-i / steps)) for i < count, at least `floor`."""
     # decimal gives correctly rounded powers on every platform, where the C library's exp2 need not.
     from decimal import Decimal, localcontext
 
@@ -204,8 +203,7 @@ class ExactEmbedding(nn.Module):
 
 
 class _GroupedReadout(torch.autograd.Function):
-    """Logits of the slots of one class a row: the rows are sorted by class, then one small product a
-    class."""
+    """Logits of the slots of one class a row: rows sorted by class, then one small product a class."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
@@ -257,8 +255,7 @@ def _grouped_product(
 
 
 class ExactReadout(nn.Module):
-    """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits of its slots [N,
-    slots]."""
+    """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits [N, slots]."""
 
     def __init__(self, classes: int, slots: int, inputs: int) -> None:
         super().__init__()

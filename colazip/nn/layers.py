@@ -73,8 +73,7 @@ class ExactBlock(nn.Module):
         return _round_rows(q), _round_rows(k), _round_values(v)
 
     def _scores(self, q: Tensor, k: Tensor, distance: Tensor) -> Tensor:
-        """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] counts
-        positions."""
+        """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] in positions."""
         # Each operation rounds on its own; the product of integers is exact.
         scaled = (q @ k.transpose(-1, -2)) * (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
         return scaled - self.slopes[:, None, None] * distance

@@ -75,8 +75,7 @@ class LatentContext(nn.Module):
         )
 
     def _head(self, group: int, context: Tensor, known: Tensor) -> Tensor:
-        """Logits of one group [..., C / G, 3], log2 units; known: coarse channels before it [..., g * C
-        / G]."""
+        """Logits of one group [..., C / G, 3], log2 units; known: the channels before it [..., g * C / G]."""
         first, last = self.heads[group]
         x = context + self.mix[group](known) if group else context
         x = x + torch.relu(first(x)).square()
@@ -126,8 +125,7 @@ class Refiner(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> features; features -> states of the K tokens of each patch, all at once (the gist
-    reading)."""
+    """Latents -> features; features -> states of the K tokens of a patch at once (the gist reading)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -177,8 +175,7 @@ class ExactCoder(nn.Module):
         return self.stack(x, valid, fast=fast)
 
     def step(self, features: Tensor, previous: Tensor, position: int, caches: list[StepCache]) -> Tensor:
-        """features [n, W], the embedded patch before [n, K * E] (zeros at the start) -> patch states [n,
-        D]."""
+        """features [n, W], embedded patch before [n, K * E] (zeros at the start) -> patch states [n, D]."""
         return self.stack.step(self.enter_tokens(previous) + self.enter_features(features), position, caches)
 
     def tokens(self, patch_slots: Tensor, history: Tensor, embed: ExactEmbedding) -> Tensor:
@@ -264,8 +261,7 @@ class TextVAE(nn.Module):
 
 
 def token_history(tokens: Tensor) -> Tensor:
-    """tokens int64 [B, T] -> the three tokens before each, latest first [B, T, 3]; padding before the
-    start."""
+    """tokens int64 [B, T] -> the three tokens before each, latest first [B, T, 3], padded at the start."""
     padded = nn.functional.pad(tokens, (3, 0))
     length = tokens.shape[1]
     return torch.stack([padded[:, 3 - j : 3 - j + length] for j in (1, 2, 3)], -1)

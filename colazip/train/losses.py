@@ -1,5 +1,4 @@
-"""What training minimises: bits of the gist reading, bits of the latents, bits of the exact text given
-them."""
+"""What training minimises: bits of the gist reading, of the latents, and of the exact text given them."""
 
 from __future__ import annotations
 

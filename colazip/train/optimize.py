@@ -18,8 +18,7 @@ from colazip.train.data import Batch
 
 
 def learning_rate(step: int, steps: int, *, warmup: int, decay_from: float) -> float:
-    """Factor of the peak rate: linear warm-up, flat, then linear to zero from the fraction `decay_from`
-    on."""
+    """Factor of the peak rate: linear warm-up, flat, linear to zero from the fraction `decay_from` on."""
     if step < warmup:
         return (step + 1) / warmup
     return min(1.0, max(0.0, (steps - step) / (steps * (1.0 - decay_from))))

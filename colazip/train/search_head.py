@@ -200,8 +200,7 @@ def fit_quantizer(
 
 
 def _balance(variance: Tensor, slices: int, width: int) -> Tensor:
-    """Deal axes, largest variance first, to the open slice whose product of variances is smallest: int64
-    [D]."""
+    """Deal axes, largest variance first, to the open slice with the least product of variances: int64 [D]."""
     total = [0.0] * slices
     members: list[list[int]] = [[] for _ in range(slices)]
     for axis in torch.argsort(variance, descending=True).tolist():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -58,16 +57,25 @@ class VAESchedule:
 
 
 class RateControl:
-    """Steers the weight of the latents' bits towards a target rate."""
+    """Steers the weight of the latents' bits towards a target rate, and never below it.
+
+    The weight climbs while the rate is above the target. Below, the pressure is off altogether: a weight that
+    merely shrank kept pushing for hundreds of steps and the latents collapsed.
+    """
 
     def __init__(self, target: float) -> None:
         self.target, self.weight, self.average = target, 0.02, 0.0
 
+    @property
+    def pressure(self) -> float:
+        """Weight of the next step."""
+        return self.weight if self.average > self.target else 0.0
+
     def update(self, rate: float) -> None:
         """rate: bits a patch of the last batch."""
-        self.average = rate if not self.average else 0.95 * self.average + 0.05 * rate
-        error = max(-0.5, min(0.5, self.average / self.target - 1.0))
-        self.weight = min(2.0, max(1e-3, self.weight * math.exp(0.02 * error)))
+        self.average = 0.8 * self.average + 0.2 * rate if self.average else rate
+        factor = 1.01 if self.average > self.target else 0.98
+        self.weight = min(1.5, max(0.05, self.weight * factor))
 
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
@@ -182,7 +190,7 @@ def train_vae(
         steering = progress >= schedule.latents_until
         weights = Weights(
             gist=schedule.gist if progress < 0.5 else schedule.gist_late,
-            rate=control.weight if steering else 0.0,
+            rate=control.pressure if steering else 0.0,
             exact_into_latents=progress >= schedule.joint_from,
             token_dropout=schedule.token_dropout if progress < schedule.exact_from else 0.0,
             coarse=schedule.coarse if step % schedule.coarse_every == 0 else 0.0,
