@@ -377,7 +377,7 @@ class Archive:
                 )
 
     def _snippets(self, parts: np.ndarray) -> list[str]:
-        """One line of each part, from the exact layer, else from the gist, else empty. parts: over the archive."""
+        """One line of each part (counted over the archive): from the exact layer, the gist, or empty."""
         places: dict[int, list[tuple[int, int, int]]] = {}  # group -> (rank, block, slot)
         for rank, part in enumerate(map(int, parts)):
             group = bisect_right(self._store.first_parts, part) - 1

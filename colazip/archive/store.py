@@ -149,6 +149,7 @@ class Store:
         return [str(first + i) if name is None else name for i, name in enumerate(own)]
 
     def find(self, id: str) -> tuple[int, int] | None:
+        """(group, row) of the record of an id."""
         for ordinal in self._candidates(id):
             group, row = self.place(ordinal)
             if not self.manifest.groups[group].named or self.names(group, row, row + 1) == [id]:
@@ -159,21 +160,11 @@ class Store:
         """Ordinals of records that may have this id; in a group of ordinals, that does."""
         if any(group.named for group in self.manifest.groups):
             hashes, ordinals = self._hashed_ids()
-            first, last = (
-                np.searchsorted(hashes, hash(id), side="left"),
-                np.searchsorted(hashes, hash(id), side="right"),
-            )
+            first, last = (np.searchsorted(hashes, hash(id), side=side) for side in ("left", "right"))
             yield from map(int, ordinals[first:last])
-        if (
-            id.isascii()
-            and id.isdecimal()
-            and len(id) <= 18
-            and str(int(id)) == id
-            and int(id) < self.first_records[-1]
-        ):
-            group, _ = self.place(int(id))
-            if not self.manifest.groups[group].named:
-                yield int(id)
+        if id.isascii() and id.isdecimal() and len(id) <= 18 and str(ordinal := int(id)) == id:
+            if ordinal < self.first_records[-1] and not self.manifest.groups[self.place(ordinal)[0]].named:
+                yield ordinal
 
     def _hashed_ids(self) -> tuple[np.ndarray, np.ndarray]:
         """(sorted hashes int64 [n], ordinals int64 [n]) of the records in groups with ids of their own."""
