@@ -12,19 +12,22 @@ from colazip.archive.format import BLOCKS
 from colazip.archive.output import AtomicFile
 from colazip.archive.writer import Container, check_layers
 from colazip.errors import FormatError, MissingLayerError, UsageError
-from colazip.layers import EXACT, GIST, LAYERS, SEARCH, ArchiveCodec
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH
 
 if TYPE_CHECKING:
     from colazip.archive.reader import Archive
 
 
-def verify(archive: Archive, codec: ArchiveCodec) -> dict[str, Any]:
+def verify(archive: Archive) -> dict[str, Any]:
     """What `Archive.verify` does."""
     manifest = archive.manifest
     sections = 0
-    for group in manifest.groups:
+    for number, group in enumerate(manifest.groups):
+        # Blocks before sections: their checksums tell which records are hit.
+        for block in range(group.blocks):
+            archive._store.block(number, block, (*LAYERS, PLAIN))
         for section in group.sections.values():
-            for _ in archive.read_chunks(section):
+            for _ in archive._store.read_chunks(section):
                 pass
             sections += 1
     decoded = []
@@ -64,9 +67,9 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
         for group in archive.manifest.groups:
             for section in group.sections.values():
                 if section.kind == BLOCKS:
-                    table = drop_layers(archive.read_section(section), group, layers)
+                    table = drop_layers(archive._store.read_section(section), group, layers)
                     container.add_section(BLOCKS, [table])
                 elif section.kind not in layers:
-                    container.add_section(section.kind, archive.read_chunks(section))
+                    container.add_section(section.kind, archive._store.read_chunks(section))
             container.end_group(group.records, group.parts, group.blocks, group.named)
         container.finish(replace(archive.manifest, layers=kept, groups=tuple(container.groups)))

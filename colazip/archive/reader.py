@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
-import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from colazip.archive.blocks import BlockTable, load_blocks
-from colazip.archive.format import (
-    BLOCKS,
-    FOOTER,
-    FORMAT_VERSION,
-    HEADER,
-    ROWS,
-    Manifest,
-    Section,
-    check_footer,
-    check_header,
-    load_manifest,
-    text_crc,
-)
+from colazip.archive.blocks import BlockTable
+from colazip.archive.format import FORMAT_VERSION, ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
-from colazip.archive.rows import RowTable, load_rows
-from colazip.errors import (
-    FormatError,
-    InputError,
-    MissingLayerError,
-    ModelMismatchError,
-    RecordNotFoundError,
-    UsageError,
-)
+from colazip.archive.store import Store
+from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, RecordNotFoundError, UsageError
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block
 
 if TYPE_CHECKING:
@@ -46,10 +24,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _BATCH_BLOCKS = 16  # decoded together when streaming
-_KEPT_GROUPS = 4  # groups whose tables stay in memory
 _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
 _SNIPPET_CHARS = 160
-_READ_BYTES = 1 << 20
 
 
 class Archive:
@@ -64,23 +40,15 @@ class Archive:
     def __init__(self, path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> None:
         self.path = os.fspath(path)
         self._codec = codec
-        self._lock = threading.Lock()  # of the file position
-        try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
-        except OSError as error:
-            raise InputError(f"{self.path}: can't be opened: {error.strerror or error}") from error
-        try:
-            self.manifest = self._open()
-            if codec is not None:
+        self._store = Store(self.path)
+        self.manifest = self._store.manifest
+        if codec is not None:
+            try:
                 self._check_model(codec)
-        except BaseException:
-            self._file.close()
-            raise
-        self._first_records = [0, *accumulate(group.records for group in self.manifest.groups)]
-        self._first_blocks = [0, *accumulate(group.blocks for group in self.manifest.groups)]
-        self._groups: OrderedDict[int, tuple[BlockTable, RowTable]] = OrderedDict()
+            except ModelMismatchError:
+                self.close()
+                raise
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
-        self._id_index: tuple[np.ndarray, np.ndarray] | None = None
         self._search_index: tuple[SearchIndex, np.ndarray] | None = None
 
     @classmethod
@@ -127,7 +95,7 @@ class Archive:
 
     def close(self) -> None:
         """Close the file; what was read stays in memory until the object goes."""
-        self._file.close()
+        self._store.close()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -145,15 +113,15 @@ class Archive:
         return self.manifest.source
 
     def __len__(self) -> int:
-        return self._first_records[-1]
+        return self._store.first_records[-1]
 
     def __iter__(self) -> Iterator[Record]:
         """Records in order, exact, in bounded memory."""
         self._need(EXACT)
         for group, start, parts in self._stream(self._decode, (GIST, EXACT, PLAIN)):
-            _, rows = self._tables(group)
+            _, rows = self._store.tables(group)
             metadata = rows.metadata(start, start + len(parts))
-            names = self._names(group, start, start + len(parts))
+            names = self._store.names(group, start, start + len(parts))
             for name, record_parts, values in zip(names, parts, metadata, strict=True):
                 yield Record(b"".join(record_parts), name, values)
 
@@ -161,47 +129,41 @@ class Archive:
         """Ids in order."""
         for group, info in enumerate(self.manifest.groups):
             if info.named:
-                yield from self._names(group, 0, info.records)
+                yield from self._store.names(group, 0, info.records)
             else:
-                first = self._first_records[group]
+                first = self._store.first_records[group]
                 yield from map(str, range(first, first + info.records))
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and self._find(id) is not None
+        return isinstance(id, str) and self._store.find(id) is not None
 
     def get(self, id: str) -> bytes:
         """The exact bytes of one record; decodes the blocks it lies in and no others."""
         self._need(EXACT)
         group, row = self._locate(id)
-        blocks, rows = self._tables(group)
-        return b"".join(
-            self._decoded_block(group, block)[slot] for block, slot in _slots(blocks, *rows.parts(row))
-        )
+        slots, blocks = self._slots(group, row)
+        decoded = self._decoded_blocks(group, blocks)
+        return b"".join(decoded[block][slot] for block, slot in slots)
 
     def gist(self, id: str) -> str:
         """The reading of one record's gist: near its text, not equal to it."""
         self._need(GIST)
         group, row = self._locate(id)
-        blocks, rows = self._tables(group)
-        slots = list(_slots(blocks, *rows.parts(row)))
-        wanted = list(dict.fromkeys(block for block, _ in slots))
-        texts: dict[int, list[str]] = {}
-        for start in range(0, len(wanted), _BATCH_BLOCKS):
-            batch = wanted[start : start + _BATCH_BLOCKS]
-            texts.update(zip(batch, self._read_gist(group, batch, (GIST, PLAIN)), strict=True))
+        slots, blocks = self._slots(group, row)
+        texts = self._read_gists(group, blocks)
         return "".join(texts[block][slot] for block, slot in slots)
 
     def gists(self) -> Iterator[tuple[str, str]]:
         """(id, reading of the gist) in order, in bounded memory."""
         self._need(GIST)
         for group, start, parts in self._stream(self._read_gist, (GIST, PLAIN)):
-            names = self._names(group, start, start + len(parts))
+            names = self._store.names(group, start, start + len(parts))
             yield from zip(names, map("".join, parts), strict=True)
 
     def metadata(self, id: str) -> dict[str, Any]:
         """The metadata of one record."""
         group, row = self._locate(id)
-        return next(self._tables(group)[1].metadata(row, row + 1))
+        return next(self._store.tables(group)[1].metadata(row, row + 1))
 
     def search(self, query: str, k: int = 10) -> list[Hit]:
         """The k records nearest to `query` in meaning, best first; none for a blank query.
@@ -235,10 +197,9 @@ class Archive:
         codec = self._model()
         from colazip import prior
 
-        table, rows = self._tables(group)
-        slots = list(_slots(table, *rows.parts(row)))
-        blocks = {block: self._block(group, block, (GIST, PLAIN)) for block, _ in slots}
-        pairs = [(blocks[block], slot) for block, slot in slots]
+        slots, blocks = self._slots(group, row)
+        loaded = {block: self._store.block(group, block, (GIST, PLAIN)) for block in blocks}
+        pairs = [(loaded[block], slot) for block, slot in slots]
         text: str = prior.regenerate(codec, pairs, strength=strength, steps=steps, seed=seed)
         return text
 
@@ -250,7 +211,7 @@ class Archive:
             for section in group.sections.values():
                 if section.kind in sizes:
                     sizes[section.kind] += section.length
-        sizes["container"] = self._file_bytes - sum(sizes.values())
+        sizes["container"] = self._store.file_bytes - sum(sizes.values())
         return {
             "path": self.path,
             "format": FORMAT_VERSION,
@@ -260,8 +221,8 @@ class Archive:
             "parts": manifest.parts,
             "blocks": manifest.blocks,
             "text_bytes": manifest.text_bytes,
-            "file_bytes": self._file_bytes,
-            "ratio": round(manifest.text_bytes / self._file_bytes, 4),
+            "file_bytes": self._store.file_bytes,
+            "ratio": round(manifest.text_bytes / self._store.file_bytes, 4),
             "bytes": sizes,
             "layers": list(manifest.layers),
             "source": manifest.source,
@@ -274,7 +235,7 @@ class Archive:
         """
         from colazip.archive.maintenance import verify
 
-        return verify(self, self._model())
+        return verify(self)
 
     def strip(self, layers: Sequence[str], out: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a copy of the archive without some layers to `out`; nothing is coded anew.
@@ -286,91 +247,15 @@ class Archive:
 
         strip(self, layers, out, overwrite)
 
-    # -- the file
-
-    def _open(self) -> Manifest:
-        try:
-            self._file_bytes = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise InputError(f"{self.path}: can't be read: {error.strerror or error}") from error
-        try:
-            check_header(self.read(0, min(len(HEADER), self._file_bytes)))
-            size = min(FOOTER.size, self._file_bytes)
-            length, crc = check_footer(self.read(self._file_bytes - size, size), self._file_bytes)
-            packed = self.read(self._file_bytes - FOOTER.size - length, length)
-            return load_manifest(packed, crc, self._file_bytes)
-        except FormatError as error:
-            raise type(error)(f"{self.path}: {error}") from error
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes of the file."""
-        data = bytearray()
-        try:
-            with self._lock:
-                self._file.seek(offset)
-                while len(data) < length:
-                    chunk = self._file.read(length - len(data))
-                    if not chunk:
-                        raise FormatError(f"{self.path}: truncated while it was open")
-                    data += chunk
-        except (OSError, ValueError) as error:  # ValueError: the archive was closed
-            reason = error.strerror if isinstance(error, OSError) else "the archive was closed"
-            raise InputError(f"{self.path}: can't be read: {reason or error}") from error
-        return bytes(data)
-
-    def read_chunks(self, section: Section) -> Iterator[bytes]:
-        """The bytes of a section, a MiB at a time; raises FormatError at the end if the checksum is wrong."""
-        crc = 0
-        for start in range(0, section.length, _READ_BYTES):
-            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start))
-            crc = zlib.crc32(chunk, crc)
-            yield chunk
-        if crc != section.crc:
-            raise FormatError(f"{self.path}: damaged: the checksum of a {section.kind} section doesn't match")
-
-    def read_section(self, section: Section) -> bytes:
-        """A whole section, checked."""
-        return b"".join(self.read_chunks(section))
-
-    # -- groups and blocks
-
-    def _tables(self, group: int) -> tuple[BlockTable, RowTable]:
-        """Tables of one group."""
-        if group not in self._groups:
-            info = self.manifest.groups[group]
-            rows = self.read_section(info.sections[ROWS]) if ROWS in info.sections else None
-            blocks = self.read_section(info.sections[BLOCKS])
-            try:
-                self._groups[group] = load_blocks(blocks, info), load_rows(rows, info)
-            except FormatError as error:
-                raise FormatError(f"{self.path}: group {group}: {error}") from error
-            while len(self._groups) > _KEPT_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group]
-
-    def _block(self, group: int, block: int, layers: Sequence[str]) -> Block:
-        """Some layers of one block, read and checked."""
-        table, _ = self._tables(group)
-        found: dict[str, bytes] = {}
-        for name in layers:
-            layer = table.layers.get(name)
-            if layer is None or not layer.present[block]:
-                continue
-            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]))
-            if zlib.crc32(found[name]) != layer.crcs[block]:
-                raise FormatError(
-                    f"{self._where(group, block)}: damaged: the checksum of the {name} layer doesn't match"
-                )
-        return Block(table.count(block), found)
-
     def _decode(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[bytes]]:
         """Exact parts of some blocks of a group, checked against the text that was packed."""
-        crcs = self._tables(group)[0].text_crcs
+        crcs = self._store.tables(group)[0].text_crcs
         decoded = self._run(self._model().decode_blocks, group, blocks, layers)
         for block, parts in zip(blocks, decoded, strict=True):
             if crcs is None or text_crc(parts) != crcs[block]:
-                raise FormatError(f"{self._where(group, block)}: it decodes to other text than was packed")
+                raise FormatError(
+                    f"{self._store.where(group, block)}: it decodes to other text than was packed"
+                )
         return decoded
 
     def _read_gist(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[str]]:
@@ -384,27 +269,36 @@ class Archive:
         layers: Sequence[str],
     ) -> list[list[_T]]:
         """Decode some blocks of a group; an error names the block it is about."""
-        loaded = [self._block(group, block, layers) for block in blocks]
+        loaded = [self._store.block(group, block, layers) for block in blocks]
         try:
             decoded = decode(loaded)
         except FormatError as error:
             if len(blocks) == 1:
-                raise FormatError(f"{self._where(group, blocks[0])}: {error}") from error
+                raise FormatError(f"{self._store.where(group, blocks[0])}: {error}") from error
             return [self._run(decode, group, [block], layers)[0] for block in blocks]
         for block, data, parts in zip(blocks, loaded, decoded, strict=True):
             if len(parts) != data.count:
-                raise FormatError(f"{self._where(group, block)}: it decodes to another number of parts")
+                raise FormatError(f"{self._store.where(group, block)}: it decodes to another number of parts")
         return decoded
 
-    def _decoded_block(self, group: int, block: int) -> list[bytes]:
-        """Exact parts of one block, from memory if it was read lately."""
-        key = (group, block)
-        if key not in self._decoded:
-            self._decoded[key] = self._decode(group, [block], (GIST, EXACT, PLAIN))[0]
-            while len(self._decoded) > _KEPT_BLOCKS:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(key)
-        return self._decoded[key]
+    def _decoded_blocks(self, group: int, blocks: Sequence[int]) -> dict[int, list[bytes]]:
+        """Exact parts of some blocks of a group; those that were read lately come from memory."""
+        found = {block: self._decoded[group, block] for block in blocks if (group, block) in self._decoded}
+        for batch in _batches([block for block in blocks if block not in found]):
+            found.update(zip(batch, self._decode(group, batch, (GIST, EXACT, PLAIN)), strict=True))
+        for block in blocks[-_KEPT_BLOCKS:]:
+            self._decoded[group, block] = found[block]
+            self._decoded.move_to_end((group, block))
+        while len(self._decoded) > _KEPT_BLOCKS:
+            self._decoded.popitem(last=False)
+        return found
+
+    def _read_gists(self, group: int, blocks: Sequence[int]) -> dict[int, list[str]]:
+        """Readings of the parts of some blocks of a group."""
+        found: dict[int, list[str]] = {}
+        for batch in _batches(blocks):
+            found.update(zip(batch, self._read_gist(group, batch, (GIST, PLAIN)), strict=True))
+        return found
 
     def _stream(
         self,
@@ -413,11 +307,10 @@ class Archive:
     ) -> Iterator[tuple[int, int, list[list[_T]]]]:
         """All records in order: (group, first row, the parts of each record), a batch of blocks at a time."""
         for group, info in enumerate(self.manifest.groups):
-            _, rows = self._tables(group)
+            _, rows = self._store.tables(group)
             waiting: list[_T] = []
             row = 0
-            for start in range(0, info.blocks, _BATCH_BLOCKS):
-                batch = range(start, min(start + _BATCH_BLOCKS, info.blocks))
+            for batch in _batches(range(info.blocks)):
                 for parts in decode(group, batch, layers):
                     waiting += parts
                 done: list[list[_T]] = []
@@ -433,70 +326,18 @@ class Archive:
                     yield group, row, done
                 row += len(done)
 
-    def _where(self, group: int, block: int) -> str:
-        """Names a block of a group and the records in it, for an error."""
-        table, rows = self._tables(group)
-        first, last = (int(row) for row in rows.row_of(table.starts[[block, block + 1]] - [0, 1]))
-        names = [self._names(group, row, row + 1)[0] for row in dict.fromkeys((first, last))]
-        of = f"record {names[0]!r}" if len(names) == 1 else f"records {names[0]!r} to {names[1]!r}"
-        return f"{self.path}: block {self._first_blocks[group] + block} ({of})"
-
-    # -- ids
-
-    def _names(self, group: int, start: int, stop: int) -> list[str]:
-        """Ids of rows start to stop of a group."""
-        first = self._first_records[group] + start
-        own = self._tables(group)[1].own_ids(start, stop)
-        return [str(first + i) if name is None else name for i, name in enumerate(own)]
+    def _slots(self, group: int, row: int) -> tuple[list[tuple[int, int]], list[int]]:
+        """Where a record lies: (block, slot) of each of its parts, and the blocks without repeats."""
+        table, rows = self._store.tables(group)
+        slots = list(_slots(table, *rows.parts(row)))
+        return slots, list(dict.fromkeys(block for block, _ in slots))
 
     def _locate(self, id: str) -> tuple[int, int]:
         """(group, row) of a record; raises RecordNotFoundError."""
-        found = self._find(id)
+        found = self._store.find(id)
         if found is None:
             raise RecordNotFoundError(f"{self.path}: no record has the id {id!r}")
         return found
-
-    def _find(self, id: str) -> tuple[int, int] | None:
-        for ordinal in self._candidates(id):
-            group, row = self._place(ordinal)
-            if not self.manifest.groups[group].named or self._names(group, row, row + 1) == [id]:
-                return group, row
-        return None
-
-    def _candidates(self, id: str) -> Iterator[int]:
-        """Ordinals of records that may have this id; in a group of ordinals, that does."""
-        if any(group.named for group in self.manifest.groups):
-            hashes, ordinals = self._hashed_ids()
-            first, last = (
-                np.searchsorted(hashes, hash(id), side="left"),
-                np.searchsorted(hashes, hash(id), side="right"),
-            )
-            yield from map(int, ordinals[first:last])
-        if id.isascii() and id.isdecimal() and len(id) <= 18 and str(int(id)) == id and int(id) < len(self):
-            group, _ = self._place(int(id))
-            if not self.manifest.groups[group].named:
-                yield int(id)
-
-    def _hashed_ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """(sorted hashes int64 [n], ordinals int64 [n]) of the records in groups with ids of their own."""
-        if self._id_index is None:
-            hashes, ordinals = [], []
-            for group, info in enumerate(self.manifest.groups):
-                if info.named:
-                    names = self._names(group, 0, info.records)
-                    hashes.append(np.fromiter(map(hash, names), dtype=np.int64, count=len(names)))
-                    ordinals.append(self._first_records[group] + np.arange(info.records))
-            joined = np.concatenate(hashes)
-            order = np.argsort(joined, kind="stable")
-            self._id_index = joined[order], np.concatenate(ordinals)[order]
-        return self._id_index
-
-    def _place(self, ordinal: int) -> tuple[int, int]:
-        """(group, row) of the record of an ordinal."""
-        group = bisect_right(self._first_records, ordinal) - 1
-        return group, ordinal - self._first_records[group]
-
-    # -- search
 
     def _index(self) -> tuple[SearchIndex, np.ndarray]:
         """The index, and the part (counted over the archive) of each of its codes."""
@@ -516,44 +357,50 @@ class Archive:
         """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""
         codec = self._model()
         width = codec.codebook.shape[0]
-        first_part = 0
         for group, info in enumerate(self.manifest.groups):
-            table, rows = self._tables(group)
+            table, rows = self._store.tables(group)
             for block in range(info.blocks):
                 try:
-                    slots, codes = codec.search_codes(self._block(group, block, (SEARCH, PLAIN)))
+                    slots, codes = codec.search_codes(self._store.block(group, block, (SEARCH, PLAIN)))
                 except FormatError as error:
-                    raise FormatError(f"{self._where(group, block)}: {error}") from error
-                count = table.count(block)
-                if codes.shape != (len(slots), width) or not all(0 <= slot < count for slot in slots):
-                    raise FormatError(f"{self._where(group, block)}: damaged: its search codes don't fit")
+                    raise FormatError(f"{self._store.where(group, block)}: {error}") from error
+                outside = len(slots) and not 0 <= slots.min() <= slots.max() < table.count(block)
+                if codes.shape != (len(slots), width) or outside:
+                    raise FormatError(
+                        f"{self._store.where(group, block)}: damaged: its search codes don't fit"
+                    )
                 parts = table.starts[block] + slots
-                yield first_part + parts, self._first_records[group] + rows.row_of(parts), codes
-            first_part += info.parts
+                yield (
+                    self._store.first_parts[group] + parts,
+                    self._store.first_records[group] + rows.row_of(parts),
+                    codes,
+                )
 
     def _snippets(self, parts: np.ndarray) -> list[str]:
-        """One line of each part, from the exact layer, else from the gist, else empty."""
-        first_parts = [0, *accumulate(group.parts for group in self.manifest.groups)]
-        snippets = []
-        for part in map(int, parts):
-            group = bisect_right(first_parts, part) - 1
-            local = part - first_parts[group]
-            ((block, slot),) = _slots(self._tables(group)[0], local, local + 1)
+        """One line of each part (counted over the archive): from the exact layer, the gist, or empty."""
+        places: dict[int, list[tuple[int, int, int]]] = {}  # group -> (rank, block, slot)
+        for rank, part in enumerate(map(int, parts)):
+            group = bisect_right(self._store.first_parts, part) - 1
+            local = part - self._store.first_parts[group]
+            ((block, slot),) = _slots(self._store.tables(group)[0], local, local + 1)
+            places.setdefault(group, []).append((rank, block, slot))
+        snippets = [""] * len(parts)
+        for group, found in places.items():
+            blocks = list(dict.fromkeys(block for _, block, _ in found))
             if EXACT in self.layers:
-                text = self._decoded_block(group, block)[slot].decode("utf-8", "replace")
+                exact = self._decoded_blocks(group, blocks)
+                for rank, block, slot in found:
+                    snippets[rank] = _one_line(exact[block][slot].decode("utf-8", "replace"))
             elif GIST in self.layers:
-                text = self._read_gist(group, [block], (GIST, PLAIN))[0][slot]
-            else:
-                text = ""
-            snippets.append(_one_line(text))
+                gists = self._read_gists(group, blocks)
+                for rank, block, slot in found:
+                    snippets[rank] = _one_line(gists[block][slot])
         return snippets
 
     def _hit(self, ordinal: int, score: float, snippet: str) -> Hit:
-        group, row = self._place(ordinal)
-        metadata = next(self._tables(group)[1].metadata(row, row + 1))
-        return Hit(self._names(group, row, row + 1)[0], score, metadata, snippet)
-
-    # -- the model
+        group, row = self._store.place(ordinal)
+        metadata = next(self._store.tables(group)[1].metadata(row, row + 1))
+        return Hit(self._store.names(group, row, row + 1)[0], score, metadata, snippet)
 
     def _need(self, layer: str) -> None:
         if layer not in self.layers:
@@ -596,6 +443,12 @@ def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]
         while part >= table.starts[block + 1]:
             block += 1
         yield block, part - int(table.starts[block])
+
+
+def _batches(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Blocks in runs that are decoded together."""
+    for start in range(0, len(blocks), _BATCH_BLOCKS):
+        yield blocks[start : start + _BATCH_BLOCKS]
 
 
 def _one_line(text: str) -> str:

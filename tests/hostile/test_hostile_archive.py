@@ -214,6 +214,8 @@ def test_damage_is_located(good: bytes, tmp_path: Path) -> None:
     with Archive(path, CODEC) as archive:
         with pytest.raises(FormatError, match=r"block 0 \(records 'cat' to '1'\).*exact"):
             archive.get("cat")
+        with pytest.raises(FormatError, match=r"block 0 \(records 'cat' to '1'\).*exact"):
+            archive.verify()
         assert archive.get("f3") == b"filler 3"  # another block
         assert archive.gist("cat") == "the cat sat on the mat"  # another layer
 

@@ -391,8 +391,8 @@ def test_get_reads_one_block(tmp_path: Path) -> None:
     pack(path, [" ".join(str(next(generator) * 7919 % 65537) for _ in range(2_000)) for _ in range(300)])
     with Archive(path, CODEC) as archive:
         counted = []
-        read_bytes = archive.read
-        archive.read = lambda offset, length: counted.append(length) or read_bytes(offset, length)  # type: ignore[method-assign]
+        read_bytes = archive._store.read
+        archive._store.read = lambda offset, length: counted.append(length) or read_bytes(offset, length)  # type: ignore[method-assign]
         archive.get("150")
         assert sum(counted) < path.stat().st_size / 20
 

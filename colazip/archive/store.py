@@ -1,0 +1,186 @@
+"""An archive's file: checked access to its manifest, sections, tables, blocks and ids. Decodes nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from colazip.archive.blocks import BlockTable, load_blocks
+from colazip.archive.format import (
+    BLOCKS,
+    FOOTER,
+    HEADER,
+    ROWS,
+    Manifest,
+    Section,
+    check_footer,
+    check_header,
+    load_manifest,
+)
+from colazip.archive.rows import RowTable, load_rows
+from colazip.errors import FormatError, InputError
+from colazip.layers import Block
+
+_KEPT_GROUPS = 4  # groups whose tables stay in memory
+_READ_BYTES = 1 << 20
+
+
+class Store:
+    """Opens `path`; raises InputError if it can't be read, FormatError or VersionError for what is in it.
+
+    Groups go by their numbers, blocks and rows by theirs within the group; ordinals count over the archive.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()  # of the file position
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise InputError(f"{path}: can't be opened: {error.strerror or error}") from error
+        try:
+            self.manifest = self._open()
+        except BaseException:
+            self._file.close()
+            raise
+        self.first_records = [0, *accumulate(group.records for group in self.manifest.groups)]
+        self.first_parts = [0, *accumulate(group.parts for group in self.manifest.groups)]
+        self._first_blocks = [0, *accumulate(group.blocks for group in self.manifest.groups)]
+        self._groups: OrderedDict[int, tuple[BlockTable, RowTable]] = OrderedDict()
+        self._id_index: tuple[np.ndarray, np.ndarray] | None = None
+
+    def close(self) -> None:
+        """Close the file; what was read stays in memory."""
+        self._file.close()
+
+    def _open(self) -> Manifest:
+        try:
+            self.file_bytes = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"{self.path}: can't be read: {error.strerror or error}") from error
+        try:
+            check_header(self.read(0, min(len(HEADER), self.file_bytes)))
+            size = min(FOOTER.size, self.file_bytes)
+            length, crc = check_footer(self.read(self.file_bytes - size, size), self.file_bytes)
+            packed = self.read(self.file_bytes - FOOTER.size - length, length)
+            return load_manifest(packed, crc, self.file_bytes)
+        except FormatError as error:
+            raise type(error)(f"{self.path}: {error}") from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the file."""
+        data = bytearray()
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                while len(data) < length:
+                    chunk = self._file.read(length - len(data))
+                    if not chunk:
+                        raise FormatError(f"{self.path}: truncated while it was open")
+                    data += chunk
+        except (OSError, ValueError) as error:  # ValueError: the archive was closed
+            reason = error.strerror if isinstance(error, OSError) else "the archive was closed"
+            raise InputError(f"{self.path}: can't be read: {reason or error}") from error
+        return bytes(data)
+
+    def read_chunks(self, section: Section) -> Iterator[bytes]:
+        """The bytes of a section, a MiB at a time; raises FormatError at the end if the checksum is wrong."""
+        crc = 0
+        for start in range(0, section.length, _READ_BYTES):
+            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start))
+            crc = zlib.crc32(chunk, crc)
+            yield chunk
+        if crc != section.crc:
+            raise FormatError(f"{self.path}: damaged: the checksum of a {section.kind} section doesn't match")
+
+    def read_section(self, section: Section) -> bytes:
+        """A whole section, checked."""
+        return b"".join(self.read_chunks(section))
+
+    def tables(self, group: int) -> tuple[BlockTable, RowTable]:
+        """Tables of one group."""
+        if group not in self._groups:
+            info = self.manifest.groups[group]
+            rows = self.read_section(info.sections[ROWS]) if ROWS in info.sections else None
+            blocks = self.read_section(info.sections[BLOCKS])
+            try:
+                self._groups[group] = load_blocks(blocks, info), load_rows(rows, info)
+            except FormatError as error:
+                raise FormatError(f"{self.path}: group {group}: {error}") from error
+            while len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+    def block(self, group: int, block: int, layers: Sequence[str]) -> Block:
+        """Some layers of one block, read and checked."""
+        table, _ = self.tables(group)
+        found: dict[str, bytes] = {}
+        for name in layers:
+            layer = table.layers.get(name)
+            if layer is None or not layer.present[block]:
+                continue
+            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]))
+            if zlib.crc32(found[name]) != layer.crcs[block]:
+                raise FormatError(
+                    f"{self.where(group, block)}: damaged: the checksum of the {name} layer doesn't match"
+                )
+        return Block(table.count(block), found)
+
+    def where(self, group: int, block: int) -> str:
+        """Names a block of a group and the records in it, for an error."""
+        table, rows = self.tables(group)
+        first, last = (int(row) for row in rows.row_of(table.starts[[block, block + 1]] - [0, 1]))
+        names = [self.names(group, row, row + 1)[0] for row in dict.fromkeys((first, last))]
+        of = f"record {names[0]!r}" if len(names) == 1 else f"records {names[0]!r} to {names[1]!r}"
+        return f"{self.path}: block {self._first_blocks[group] + block} ({of})"
+
+    def names(self, group: int, start: int, stop: int) -> list[str]:
+        """Ids of rows start to stop of a group."""
+        first = self.first_records[group] + start
+        own = self.tables(group)[1].own_ids(start, stop)
+        return [str(first + i) if name is None else name for i, name in enumerate(own)]
+
+    def find(self, id: str) -> tuple[int, int] | None:
+        """(group, row) of the record of an id."""
+        for ordinal in self._candidates(id):
+            group, row = self.place(ordinal)
+            if not self.manifest.groups[group].named or self.names(group, row, row + 1) == [id]:
+                return group, row
+        return None
+
+    def _candidates(self, id: str) -> Iterator[int]:
+        """Ordinals of records that may have this id; in a group of ordinals, that does."""
+        if any(group.named for group in self.manifest.groups):
+            hashes, ordinals = self._hashed_ids()
+            first, last = (np.searchsorted(hashes, hash(id), side=side) for side in ("left", "right"))
+            yield from map(int, ordinals[first:last])
+        if id.isascii() and id.isdecimal() and len(id) <= 18 and str(ordinal := int(id)) == id:
+            if ordinal < self.first_records[-1] and not self.manifest.groups[self.place(ordinal)[0]].named:
+                yield ordinal
+
+    def _hashed_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """(sorted hashes int64 [n], ordinals int64 [n]) of the records in groups with ids of their own."""
+        if self._id_index is None:
+            hashes, ordinals = [], []
+            for group, info in enumerate(self.manifest.groups):
+                if info.named:
+                    names = self.names(group, 0, info.records)
+                    hashes.append(np.fromiter(map(hash, names), dtype=np.int64, count=len(names)))
+                    ordinals.append(self.first_records[group] + np.arange(info.records))
+            joined = np.concatenate(hashes)
+            order = np.argsort(joined, kind="stable")
+            self._id_index = joined[order], np.concatenate(ordinals)[order]
+        return self._id_index
+
+    def place(self, ordinal: int) -> tuple[int, int]:
+        """(group, row) of the record of an ordinal."""
+        group = bisect_right(self.first_records, ordinal) - 1
+        return group, ordinal - self.first_records[group]
