@@ -38,6 +38,9 @@ from colazip.errors import UsageError
     "--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the VAE. [default: the recipe's]"
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, or auto.")
+@click.option(
+    "--init", metavar="FILE", help="Checkpoint of another run's VAE to start from, where shapes fit."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR.")
 @threads_option
 @console_options
@@ -50,6 +53,7 @@ def train(
     skip_source: tuple[str, ...],
     steps: int | None,
     device: str,
+    init: str | None,
     resume: bool,
     console: Console,
 ) -> None:
@@ -83,5 +87,6 @@ def train(
         skip_sources=skip_source,
         device=device,
         resume=resume,
+        initial=Path(init) if init else None,
     )
     console.note(f"{Path(output) / 'model'}: model {identity}")

@@ -34,12 +34,13 @@ def run(
     skip_sources: Sequence[str] = (),
     device: str = "cpu",
     resume: bool = False,
+    initial: Path | None = None,
 ) -> str:
     """Train everything and write `out/model`; returns the model's id.
 
-    With `resume`, finished stages are taken as they are and the one under way goes on from its checkpoint.
-    Raises InputError when there is nothing to read, or when `out` already holds a run and `resume` is not
-    given.
+    initial: `vae/checkpoint.pt` of another run to start from. With `resume`, finished stages are taken as
+    they are and the one under way goes on from its checkpoint. Raises InputError when there is nothing to
+    read, or when `out` already holds a run and `resume` is not given.
     """
     if (out / "recipe.json").exists() and not resume:
         raise InputError(
@@ -78,6 +79,7 @@ def run(
         folder=_folder(out / "vae"),
         device=where,
         resume=started("vae"),
+        initial=initial,
     )
     prior, prior_figures = train_prior(
         vae,

@@ -40,15 +40,15 @@ class VAESchedule:
     lr: float = 3e-3
     muon_lr: float = 3e-3
     warmup: int = 100
-    decay_from: float = 0.5
+    decay_from: float = 0.4
     weight_decay: float = 0.05
     gist: float = 0.5
-    gist_late: float = 0.25
     coarse: float = 0.1
     coarse_every: int = 4
-    rate_bits: float = 9.0
+    rate_bits: float = 13.0
+    rate_cap: float = 0.6
     latents_until: float = 0.08
-    joint_from: float = 0.15
+    joint_from: float = 0.08
     exact_from: float = 0.88
     token_dropout: float = 0.05
     evaluate_every: int = 500
@@ -57,25 +57,21 @@ class VAESchedule:
 
 
 class RateControl:
-    """Steers the weight of the latents' bits towards a target rate, and never below it.
+    """Steers the weight of the latents' bits towards a target rate.
 
-    The weight climbs while the rate is above the target. Below, the pressure is off altogether: a weight that
-    merely shrank kept pushing for hundreds of steps and the latents collapsed.
+    The weight climbs by 1 % a step while the rate is above the target and falls by 2 % below. It is capped:
+    at a weight above 1 the latents collapse faster than any controller reacts (docs/experiments.md).
     """
 
-    def __init__(self, target: float) -> None:
-        self.target, self.weight, self.average = target, 0.02, 0.0
-
-    @property
-    def pressure(self) -> float:
-        """Weight of the next step."""
-        return self.weight if self.average > self.target else 0.0
+    def __init__(self, target: float, cap: float) -> None:
+        self.target, self.cap = target, cap
+        self.weight, self.average = 0.02, 0.0
 
     def update(self, rate: float) -> None:
         """rate: bits a patch of the last batch."""
         self.average = 0.8 * self.average + 0.2 * rate if self.average else rate
         factor = 1.01 if self.average > self.target else 0.98
-        self.weight = min(1.5, max(0.05, self.weight * factor))
+        self.weight = min(self.cap, max(0.02, self.weight * factor))
 
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
@@ -89,6 +85,12 @@ def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Opti
         ),
         torch.optim.AdamW(outer, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+
+
+def _start_from(model: TextVAE, tensors: dict[str, torch.Tensor]) -> None:
+    own = model.state_dict()
+    fitting = {n: v for n, v in tensors.items() if n in own and own[n].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
 
 
 @torch.no_grad()
@@ -145,18 +147,23 @@ def train_vae(
     folder: Path,
     device: torch.device,
     resume: bool,
+    initial: Path | None = None,
 ) -> TextVAE:
     """Train, or go on from `folder/checkpoint.pt`. Writes metrics.jsonl and the checkpoint into `folder`.
+
+    initial: checkpoint of another run, whose tensors are the starting point wherever their shapes fit.
 
     Raises ColazipError, with the batch saved as `bad_batch.npz`, when the loss stops being finite.
     """
     torch.manual_seed(schedule.seed)
     model = TextVAE(config)
     model.readout.set_classes(torch.from_numpy(class_of))
+    if initial is not None and not resume:
+        _start_from(model, load_checkpoint(initial, device)["model"])
     model.to(device).train()
     optims = optimizers(model, schedule)
     peaks = [group["lr"] for optim in optims for group in optim.param_groups]
-    control = RateControl(schedule.rate_bits)
+    control = RateControl(schedule.rate_bits, schedule.rate_cap)
     step = 0
     checkpoint = folder / "checkpoint.pt"
     if resume:
@@ -189,8 +196,8 @@ def train_vae(
         progress = step / schedule.steps
         steering = progress >= schedule.latents_until
         weights = Weights(
-            gist=schedule.gist if progress < 0.5 else schedule.gist_late,
-            rate=control.pressure if steering else 0.0,
+            gist=schedule.gist,
+            rate=control.weight if steering else 0.0,
             exact_into_latents=progress >= schedule.joint_from,
             token_dropout=schedule.token_dropout if progress < schedule.exact_from else 0.0,
             coarse=schedule.coarse if step % schedule.coarse_every == 0 else 0.0,

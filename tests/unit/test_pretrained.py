@@ -1,0 +1,104 @@
+"""Model folders: saved, loaded, refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from colazip.errors import ColazipError, InputError, ModelError
+from colazip.pretrained import DEFAULT, describe, load, resolve
+from colazip.train.pipeline import run
+from colazip.train.recipes import tiny
+from tests.tiny_model import passages, tiny_codec, tiny_folder, tiny_model, write_corpus
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder(), tmp_path / "model"))
+
+
+def test_loading_twice_gives_the_same_id_and_bytes() -> None:
+    again = load(tiny_folder())
+    assert again.id == tiny_model().id
+    assert type(tiny_codec())(again).encode(passages()[:2]) == tiny_codec().encode(passages()[:2])
+
+
+def test_the_name_and_the_prior_do_not_change_the_id(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["name"] = "renamed"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).id == tiny_model().id
+
+
+def test_describe_needs_no_network_and_has_the_card(folder: Path) -> None:
+    facts = describe(folder)
+    assert facts["id"] == tiny_model().id
+    assert facts["figures"]["vae"]["total_bpb"] > 0
+    assert "| figure | value |" in facts["card"]
+    assert str(folder.parent) not in facts["card"]
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        load(folder)
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        resolve(folder / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "weights.safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "half", "noise"])
+def test_damage_is_a_model_error(folder: Path, name: str, damage: str) -> None:
+    path = folder / name
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    noise = bytes(b ^ 0xFF for b in whole[middle : middle + 8])
+    broken = {"empty": b"", "half": whole[:middle], "noise": whole[:middle] + noise + whole[middle + 8 :]}
+    path.write_bytes(broken[damage])
+    with pytest.raises(ModelError):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": 8},
+        {"channels": 1 << 30},
+        {"embedding": -1},
+        {"nonsense": 1},
+        {"encoder": 5},
+        {"slots": True},
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(folder: Path, change: dict[str, object]) -> None:
+    config = {**json.loads((folder / "config.json").read_text()), **change}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError):
+        load(folder)
+
+
+def test_training_resumes_and_does_not_overwrite(tmp_path: Path) -> None:
+    train, validation = write_corpus(tmp_path)
+    first = run(tiny(), data=[train], validation=[validation], out=tmp_path / "run")
+    again = run(tiny(), data=[train], validation=[validation], out=tmp_path / "run", resume=True)
+    assert first == again
+    with pytest.raises(InputError, match="--resume"):
+        run(tiny(), data=[train], validation=[validation], out=tmp_path / "run")
+    with pytest.raises(InputError, match="no such file"):
+        run(tiny(), data=[tmp_path / "none.jsonl"], validation=[validation], out=tmp_path / "other")
+
+
+def test_too_little_text_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("too short")
+    with pytest.raises(ColazipError, match="add text"):
+        run(tiny(), data=[path], validation=[path], out=tmp_path / "run")
+
+
+def test_the_embedded_default_loads_and_stays_small() -> None:
+    assert sum(f.stat().st_size for f in DEFAULT.iterdir()) <= 20_000_000
+    model = load()
+    assert model.id == describe()["id"]
