@@ -30,6 +30,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
             yield device
         return
     check_free(target, overwrite)
+    _check_parent(Path(target))
     descriptor, partial = tempfile.mkstemp(PARTIAL_SUFFIX, PARTIAL_PREFIX, os.path.dirname(target))
     try:
         with open(descriptor, "wb") as file:
@@ -57,6 +58,8 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
         raise UsageError(f"{path}: exists and is not a folder; choose another with -o")
     if exists and not overwrite and any(target.iterdir()):
         raise UsageError(f"{path}: exists and is not empty; choose another with -o, or write into it with -f")
+    if not exists:
+        _check_parent(target)
     beside = target if exists else target.parent
     partial = Path(tempfile.mkdtemp(PARTIAL_SUFFIX, PARTIAL_PREFIX, beside))
     try:
@@ -129,6 +132,16 @@ def _move_into(partial: Path, target: Path) -> None:
     for file, place in moves:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, place)
+
+
+def _check_parent(target: Path) -> None:
+    """The system's own error would name a temporary file that nobody asked for."""
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: can't be written: there is no folder {target.parent}; make it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{target}: can't be written: folder {target.parent} is closed; check the permissions"
+        )
 
 
 def _existing_mode(path: str) -> int | None:

@@ -171,6 +171,13 @@ def test_a_damaged_block_leaves_no_output(run: Run, fails: Fails, archive: Path,
     assert (tmp_path / "kept").read_bytes() == b"kept"
 
 
+def test_outputs_in_folders_that_are_not_there(fails: Fails, archive: Path) -> None:
+    for arguments in (["-o", "no/x"], ["-o", "no/x", "--format", "files"]):
+        assert "there is no folder" in fails("unpack", "a.cola", *arguments)
+    assert "no/b.cola" in fails("strip", "a.cola", "--drop", "exact", "-o", "no/b.cola")
+    assert "no/b.cola" in fails("pack", "-", "-o", "no/b.cola", stdin=b"text")
+
+
 def test_unknown_ids_and_layers(run: Run, fails: Fails, archive: Path) -> None:
     assert "no record 'x'; it has '0', '1', '2' and 47 more" in fails("get", "a.cola", "1", "x")
     assert "no record 'x'" in fails("regenerate", "a.cola", "x")
