@@ -57,7 +57,7 @@ _SCAN_ENTRIES = 16 * 1024
 
 def state_count(symbols: int) -> int:
     """Interleaved states of a stream of so many symbols: more decode faster, but cost about 6 bytes each."""
-    return min(max(symbols // 1024, 1), MAX_STATES)
+    return min(max(symbols // 8192, 1), MAX_STATES)
 
 
 def cost_bits(freq: np.ndarray) -> np.ndarray:
