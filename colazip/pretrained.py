@@ -50,11 +50,9 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
-    from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
+    from colazip.nn.exact import Quantized
 
-    return {
-        n: m for n, m in root.named_modules() if isinstance(m, ExactLinear | ExactEmbedding | ExactReadout)
-    }
+    return {n: m for n, m in root.named_modules() if isinstance(m, Quantized)}
 
 
 def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
