@@ -56,8 +56,11 @@ _SCAN_ENTRIES = 16 * 1024
 
 
 def state_count(symbols: int) -> int:
-    """Interleaved states of a stream of so many symbols: more decode faster, but cost about 6 bytes each."""
-    return min(max(symbols // 1024, 1), MAX_STATES)
+    """Interleaved states of a stream of so many symbols.
+
+    More of them decode faster but cost about 6 bytes each, and the networks, not the coder, take the time.
+    """
+    return min(max(symbols // 8192, 1), MAX_STATES)
 
 
 def cost_bits(freq: np.ndarray) -> np.ndarray:
