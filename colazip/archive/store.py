@@ -162,9 +162,11 @@ class Store:
             hashes, ordinals = self._hashed_ids()
             first, last = (np.searchsorted(hashes, hash(id), side=side) for side in ("left", "right"))
             yield from map(int, ordinals[first:last])
-        if id.isascii() and id.isdecimal() and len(id) <= 18 and str(ordinal := int(id)) == id:
-            if ordinal < self.first_records[-1] and not self.manifest.groups[self.place(ordinal)[0]].named:
-                yield ordinal
+        if not (id.isascii() and id.isdecimal() and len(id) <= 18 and str(int(id)) == id):
+            return
+        ordinal = int(id)
+        if ordinal < self.first_records[-1] and not self.manifest.groups[self.place(ordinal)[0]].named:
+            yield ordinal
 
     def _hashed_ids(self) -> tuple[np.ndarray, np.ndarray]:
         """(sorted hashes int64 [n], ordinals int64 [n]) of the records in groups with ids of their own."""

@@ -508,7 +508,7 @@ def test_disk_full(tmp_path: Path) -> None:
         """,
         path,
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert out.startswith("InputError") and "can't be written" in out and out.count("\n") == 1, err
     assert [record.data for record in read(path)] == [b"old"]
     assert os.listdir(tmp_path) == ["a.cola"]
@@ -522,7 +522,7 @@ def test_killed_writer(tmp_path: Path) -> None:
         def records():
             yield from many(200, 60_000)
             print("written", flush=True)
-            time.sleep(60)
+            time.sleep(600)
         pack(path, records(), overwrite=True)
         """,
         path,
@@ -533,7 +533,7 @@ def test_killed_writer(tmp_path: Path) -> None:
     with pytest.raises(LockedError):
         pack(path, [b"new"], overwrite=True)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     process.stdout.close()
     process.stderr.close()
     assert [record.data for record in read(path)] == [b"old"]
