@@ -54,10 +54,10 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Raises ModelError on unknown, missing or ill-typed fields."""
+        """Raises ModelError on unknown or ill-typed fields, or without a name; other fields have defaults."""
         try:
             return _build(cls, json.loads(text))
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
             raise ModelError(f"config.json is not one of this release: {e}") from e
 
 
@@ -76,7 +76,7 @@ def _build(cls: type, values: Any) -> Any:
             if not isinstance(value, str) or len(value) > 200:
                 raise TypeError("name must be a short string")
             made[name] = value
-        elif isinstance(value, dict):
+        elif known[name].type == "StackConfig":  # annotations are strings here
             made[name] = _build(StackConfig, value)
         elif isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LIMIT:
             made[name] = value

@@ -56,7 +56,10 @@ _SCAN_ENTRIES = 16 * 1024
 
 
 def state_count(symbols: int) -> int:
-    """Interleaved states of a stream of so many symbols: more decode faster, but cost about 6 bytes each."""
+    """Interleaved states of a stream of so many symbols.
+
+    More of them decode faster but cost about 6 bytes each, and the networks, not the coder, take the time.
+    """
     return min(max(symbols // 8192, 1), MAX_STATES)
 
 

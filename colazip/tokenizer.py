@@ -45,7 +45,7 @@ class Tokenizer:
             table: list[bytes | None] = [None] * len(vocab)
             for text, token in vocab.items():
                 table[token] = b"" if token == PAD else bytes(alphabet[c] for c in text)
-        except (ValueError, KeyError, TypeError, IndexError) as e:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as e:
             raise ModelError(f"tokenizer.json is damaged ({type(e).__name__}): re-install the model") from e
         if any(t is None for t in table) or any(t == b"" for t in table[1:]):
             raise ModelError("tokenizer.json has holes in its vocabulary: re-install the model")
@@ -71,13 +71,19 @@ class Tokenizer:
     def _bpe(self):
         from tokenizers import Tokenizer as Backend
 
-        return Backend.from_str(self._json)
+        try:
+            return Backend.from_str(self._json)
+        except Exception as e:  # the library raises nothing more specific
+            raise ModelError(f"tokenizer.json is damaged ({e}): re-install the model") from e
 
     def to_json(self) -> str:
         return self._json
 
     def encode(self, records: Sequence[bytes]) -> list[np.ndarray]:
-        """Tokens of each record, int64 [T]. Bytes that are not UTF-8 become single-byte tokens."""
+        """Tokens of each record, int64 [T]. Bytes that are not UTF-8 become single-byte tokens.
+
+        Raises ModelError if tokenizer.json asks for anything that does not give the text back.
+        """
         texts: list[str] = []
         plan: list[list[int | np.ndarray]] = []  # for each record: indices into texts, or ready tokens
         for data in records:
@@ -89,9 +95,12 @@ class Tokenizer:
                 else:
                     pieces.append(self._byte_token[np.frombuffer(run, np.uint8)])
             plan.append(pieces)
-        coded = [
-            np.array(e.ids, np.int64) for e in self._bpe.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        coded = []
+        for text, e in zip(texts, self._bpe.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            # A normalizer, a truncation or an added token in the file would change text without a word.
+            if max(e.ids, default=0) >= self.size or self.decode(e.ids) != text.encode():
+                raise ModelError("tokenizer.json does not give text back: re-install the model")
+            coded.append(np.array(e.ids, np.int64))
         return [
             np.concatenate([coded[p] if isinstance(p, int) else p for p in pieces] or [np.zeros(0, np.int64)])
             for pieces in plan

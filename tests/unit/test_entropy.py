@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colazip.entropy import PRECISION, StreamDecoder, cost_bits, encode_streams, state_count
+from tests.plain_entropy import encode_plainly
 
 TOTAL = 1 << PRECISION
 
@@ -35,26 +36,6 @@ def intervals(cdf: np.ndarray, symbols: np.ndarray) -> tuple[np.ndarray, np.ndar
     return start.astype(np.uint32), (end - start).astype(np.uint32)
 
 
-def encode_plainly(start: list[int], freq: list[int]) -> bytes:
-    """One stream, symbol by symbol in Python integers: the format's description taken at its word."""
-    count = min(max(len(start) // 8192, 1), 16)
-    states = [1 << 20] if count == 1 else [1 << 32] * count
-    words: list[int] = []
-    for index in reversed(range(len(start))):
-        x = states[index % count]
-        if x >> 44 >= freq[index]:
-            words.append(x & 0xFFFFFFFF)
-            x >>= 32
-        states[index % count] = (x // freq[index] << 20) + start[index] + x % freq[index]
-    tail = b"".join(word.to_bytes(4, "little") for word in reversed(words))
-    if count > 1:
-        return bytes([count]) + b"".join(x.to_bytes(8, "little") for x in states) + tail
-    if states == [1 << 20] and not tail:
-        return b""
-    body = states[0].to_bytes((states[0].bit_length() + 7) // 8, "little") + tail
-    return (b"\1" if 1 <= body[0] <= 16 else b"") + body
-
-
 def test_agrees_with_a_plain_coder():
     rng = np.random.default_rng(1)
     streams = []
@@ -64,7 +45,7 @@ def test_agrees_with_a_plain_coder():
         (300, 5, 6),
         (16383, 40, 1),
         (16384, 40, 1),
-        (50000, 3, 3),
+        (25000, 3, 3),
     ]:
         cdf = random_tables(rng, size, alphabet, peak)
         streams.append(intervals(cdf, draw(rng, cdf)))
@@ -76,26 +57,31 @@ def test_agrees_with_a_plain_coder():
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(0, 5000)), max_size=8),
+    sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(0, 1500)), max_size=6),
+    states=st.sampled_from([None, 2, 3, 16]),  # the encoder gives several to long streams only
     alphabet=st.one_of(st.integers(1, 8), st.sampled_from([64, 129, 300])),
     peak=st.sampled_from([0.0, 1.0, 3.0, 10.0]),
     calls=st.integers(1, 12),
     dtype=st.sampled_from([np.int32, np.int64, np.uint32]),
 )
-def test_round_trip_in_any_grouping(seed, sizes, alphabet, peak, calls, dtype):
+def test_round_trip_in_any_grouping(seed, sizes, states, alphabet, peak, calls, dtype):
     rng = np.random.default_rng(seed)
     tables = [random_tables(rng, size, alphabet, peak) for size in sizes]
     symbols = [draw(rng, cdf) for cdf in tables]
-    decoder = StreamDecoder(encode_streams([intervals(*pair) for pair in zip(tables, symbols, strict=True)]))
+    parts = [intervals(*pair) for pair in zip(tables, symbols, strict=True)]
+    if states is None:
+        decoder = StreamDecoder(encode_streams(parts))
+    else:
+        decoder = StreamDecoder([encode_plainly(a.tolist(), b.tolist(), states) for a, b in parts])
 
     # Each stream is cut at its own random places, so that a call has many symbols of one and none of another.
     cuts = [np.sort(rng.integers(0, size + 1, calls - 1)).tolist() for size in sizes]
     ends = [[0, *cut, size] for cut, size in zip(cuts, sizes, strict=True)]
     decoded: list[list[int]] = [[] for _ in sizes]
     for call in range(calls):
-        parts = [slice(end[call], end[call + 1]) for end in ends]
-        owner = np.repeat(np.arange(len(sizes)), [part.stop - part.start for part in parts])
-        cdf = [table[part] for table, part in zip(tables, parts, strict=True)]
+        cut_here = [slice(end[call], end[call + 1]) for end in ends]
+        owner = np.repeat(np.arange(len(sizes)), [part.stop - part.start for part in cut_here])
+        cdf = [table[part] for table, part in zip(tables, cut_here, strict=True)]
         cdf = np.concatenate([np.zeros((0, alphabet + 1), np.int32), *cdf]).astype(dtype)
         for number, symbol in zip(owner.tolist(), decoder.decode(owner, cdf).tolist(), strict=True):
             decoded[number].append(symbol)
@@ -107,7 +93,7 @@ def test_round_trip_in_any_grouping(seed, sizes, alphabet, peak, calls, dtype):
 def test_shared_table(alphabet):
     rng = np.random.default_rng(alphabet)
     cdf = random_tables(rng, 1, alphabet, 1.0)
-    sizes = [3000, 0, 20]
+    sizes = [25000, 0, 20]
     symbols = [draw(rng, cdf.repeat(size, 0)) for size in sizes]
     coded = encode_streams([intervals(cdf.repeat(len(part), 0), part) for part in symbols])
     decoder = StreamDecoder(coded)
@@ -118,7 +104,7 @@ def test_shared_table(alphabet):
 
 
 @pytest.mark.parametrize("alphabet", [2, 64, 300])
-@pytest.mark.parametrize("size", [3000, 20000])
+@pytest.mark.parametrize("size", [3000, 25000])
 def test_size_is_the_ideal(alphabet, size):
     rng = np.random.default_rng(size + alphabet)
     cdf = random_tables(rng, size, alphabet, 1.5)
@@ -140,6 +126,14 @@ def test_short_streams_are_short():
     ]
     assert np.mean(excess) < 3.2
     assert max(excess) < 6
+
+
+@pytest.mark.parametrize(
+    ("symbols", "states"),
+    [(0, 1), (1, 1), (16_383, 1), (16_384, 2), (24_576, 3), (131_072, 16), (10**9, 16)],
+)
+def test_states_grow_with_the_stream(symbols, states):
+    assert state_count(symbols) == states
 
 
 def test_nothing_to_say_takes_no_bytes():

@@ -1,0 +1,64 @@
+"""Small fixtures of the network tests. torch is imported only where one of them is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from colazip.config import ModelConfig
+    from colazip.nn.vae import TextVAE
+    from colazip.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Every part of a model at a size that runs in milliseconds: 512 tokens, two blocks where it matters."""
+    from colazip.config import ModelConfig, StackConfig
+
+    return ModelConfig(
+        "tiny",
+        classes=16,
+        slots=32,
+        segment=16,
+        embedding=16,
+        channels=6,
+        groups=2,
+        encoder=StackConfig(32, 2, 2),
+        context=StackConfig(32, 2, 2),
+        refiner=StackConfig(32, 1, 2),
+        decoder=StackConfig(32, 1, 2),
+        exact=StackConfig(48, 2, 3),
+        local_width=24,
+        local_hidden=64,
+        ngram_rows=128,
+        ngram_width=8,
+        prior=StackConfig(32, 1, 2),
+        prior_block=8,
+        vector=16,
+        code_bytes=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """512 tokens, trained on the package's handbook."""
+    from colazip.tokenizer import Tokenizer
+    from tests.tiny_model import passages
+
+    return Tokenizer.train(passages(), 512)
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tiny_config: ModelConfig) -> TextVAE:
+    """Random weights, those included that training starts at zero: a block of zeros would hide its errors."""
+    import torch
+
+    from colazip.nn.vae import TextVAE
+    from tests.random_weights import randomize
+
+    vae = TextVAE(tiny_config)
+    randomize(vae, seed=1)
+    vae.readout.set_classes(torch.randperm(512, generator=torch.Generator().manual_seed(2)) % 16)
+    return vae.eval().requires_grad_(False)
