@@ -176,6 +176,7 @@ def save_pretrained(
     identity = model_id(config, tokenizer, tensors)
     partial = folder / "weights.partial"
     save_file(tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
+    os.chmod(partial, 0o644)  # the library writes it for the owner alone
     os.replace(partial, folder / "weights.safetensors")
     (folder / "config.json").write_text(config.to_json())
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
