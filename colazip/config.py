@@ -43,7 +43,7 @@ class ModelConfig:
     prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
     prior_block: int = 16  # latents of a block of the DiT prior
     vector: int = 128  # width of search vectors
-    code_bytes: int = 16  # bytes of a search code
+    code_bytes: int = 32  # bytes of a search code
 
     @property
     def vocabulary(self) -> int:

@@ -49,7 +49,16 @@ def tiny() -> Recipe:
         VAESchedule(300, patches=128, lr=1e-2, muon_lr=1e-2, warmup=10, evaluate_every=150, save_every=100),
         PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
         SearchSchedule(
-            10, pairs=16, passage=64, query=(4, 12), evaluate_every=10, save_every=5, quantizer_sample=512
+            20,
+            10,
+            token_pairs=32,
+            joint_pairs=16,
+            passage=64,
+            query=(4, 12),
+            warmup=5,
+            evaluate_every=10,
+            save_every=5,
+            quantizer_sample=512,
         ),
         tokenizer_megabytes=1,
     )
@@ -57,7 +66,7 @@ def tiny() -> Recipe:
 
 def default() -> Recipe:
     """The model inside the package: 15 M coding parameters, about an hour and a half on two cores."""
-    return Recipe(ModelConfig("default"), VAESchedule(3200), PriorSchedule(900), SearchSchedule(500))
+    return Recipe(ModelConfig("default"), VAESchedule(3200), PriorSchedule(900), SearchSchedule(2500, 150))
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "default": default}

@@ -28,21 +28,25 @@ from colazip.train.optimize import (
 
 @dataclass(frozen=True)
 class SearchSchedule:
-    """One run.
+    """One run: first the token rows alone, which is cheap and takes many pairs, then rows and encoder states
+    together.
 
     A query is a span of a passage (lengths in tokens); with probability `cut` the span is taken out of its
     passage (inverse cloze, arXiv 1906.00300), so that the passage must be found by what surrounds it; with
     probability `scatter` the query is a few tokens of a span instead of all, as in a question.
     """
 
-    steps: int
-    pairs: int = 256
+    token_steps: int
+    joint_steps: int
+    token_pairs: int = 1024
+    joint_pairs: int = 256
     passage: int = 256
     query: tuple[int, int] = (8, 32)
     cut: float = 0.5
     scatter: float = 0.5
     temperature: float = 0.05
-    lr: float = 5e-3
+    token_lr: float = 1e-2
+    joint_lr: float = 1e-3
     warmup: int = 50
     decay_from: float = 0.4
     evaluate_every: int = 250
@@ -90,8 +94,16 @@ def _pad(rows: list[np.ndarray], patch: int) -> Batch:
     return Batch(tokens, counts)
 
 
-def _vectors(vae: TextVAE, head: SearchHead, batch: Batch, device: torch.device) -> Tensor:
+def _vectors(
+    vae: TextVAE, head: SearchHead, batch: Batch, device: torch.device, *, states: bool = True
+) -> Tensor:
+    """Unit vectors [B, D]; without `states` from the token rows alone, summed in float."""
     tokens, counts = to_tensors(batch, device)
+    if not states:
+        real = torch.arange(tokens.shape[1], device=device)[None] < counts[:, None]
+        table, weights = head.tokens.weight, real.float()
+        sums = functional.embedding_bag(tokens, table, mode="sum", per_sample_weights=weights)
+        return functional.normalize(sums, dim=-1)
     patches = tokens.unflatten(1, (-1, vae.config.patch))
     valid = torch.arange(patches.shape[1], device=device)[None] * vae.config.patch < counts[:, None]
     with torch.no_grad():
@@ -106,6 +118,15 @@ def _evaluate(vae: TextVAE, head: SearchHead, pairs: Pairs, device: torch.device
     scores = _vectors(vae, head, queries, device) @ _vectors(vae, head, passages, device).t()
     rank = (scores > scores.diagonal()[:, None]).sum(1) + 1
     return {"hit_at_1": float((rank == 1).float().mean()), "mrr": float((1.0 / rank).mean())}
+
+
+def _informative_rows(store: TokenStore, head: SearchHead) -> Tensor:
+    """Random directions, short for common tokens (weights of SIF, Arora et al. 2017)."""
+    frequency = np.bincount(np.asarray(store.tokens[:20_000_000]), minlength=head.tokens.weight.shape[0])
+    share = torch.from_numpy(frequency / frequency.sum()).float()
+    return torch.randn_like(head.tokens.weight) * (1e-3 / (1e-3 + share))[:, None].to(
+        head.tokens.weight.device
+    )
 
 
 def train_search_head(
@@ -123,40 +144,55 @@ def train_search_head(
     vae.eval()
     torch.manual_seed(schedule.seed)
     head = SearchHead(vae.config).to(device).train()
-    descent = Descent(head, [torch.optim.AdamW(head.parameters(), lr=schedule.lr, weight_decay=1e-4)])
+    with torch.no_grad():
+        head.tokens.weight.copy_(_informative_rows(train, head))
+    stages = [
+        Descent(head, [torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=1e-4)])
+        for lr in (schedule.token_lr, schedule.joint_lr)
+    ]
     step, checkpoint = 0, folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
         head.load_state_dict(state["model"])
-        descent.load(state["optimizers"])
+        for descent, saved in zip(stages, state["optimizers"], strict=True):
+            descent.load(saved)
         step = state["step"]
     metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
     if not resume:
         metrics.write({"stage": "search head", "schedule": asdict(schedule)})
-    pairs, held_out = Pairs(train, schedule, vae.config.patch), Pairs(validation, schedule, vae.config.patch)
+    pairs, held_out = (
+        Pairs(train, schedule, vae.config.patch),
+        Pairs(validation, schedule, vae.config.patch),
+    )
     window: list[float] = []
     started, first = time.monotonic(), step
-    while step < schedule.steps:
-        queries, passages = pairs.draw(step, schedule.pairs)
-        a, b = _vectors(vae, head, queries, device), _vectors(vae, head, passages, device)
+    total = schedule.token_steps + schedule.joint_steps
+    while step < total:
+        joint = step >= schedule.token_steps
+        at, steps = (
+            (step - schedule.token_steps, schedule.joint_steps) if joint else (step, schedule.token_steps)
+        )
+        queries, passages = pairs.draw(step, schedule.joint_pairs if joint else schedule.token_pairs)
+        a = _vectors(vae, head, queries, device, states=joint)
+        b = _vectors(vae, head, passages, device, states=joint)
         scores = a @ b.t() / schedule.temperature
         target = torch.arange(len(a), device=device)
         loss = (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)) / 2
         window.append(check_finite(loss, step, queries, folder))
-        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        descent.step(loss, factor)
+        factor = learning_rate(at, steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
+        stages[joint].step(loss, factor)
         step += 1
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - started)
             metrics.write({"step": step, "contrast_nats": float(np.mean(window)), "steps_a_second": speed})
             window.clear()
-        if step % schedule.evaluate_every == 0 or step == schedule.steps:
+        if step % schedule.evaluate_every == 0 or step == total:
             metrics.write({"step": step, "validation": "figures", **_evaluate(vae, head, held_out, device)})
-        if step % schedule.save_every == 0 or step == schedule.steps:
-            save_atomic({"model": head.state_dict(), "optimizers": descent.state(), "step": step}, checkpoint)
+        if step % schedule.save_every == 0 or step == total:
+            optimizers = [descent.state() for descent in stages]
+            save_atomic({"model": head.state_dict(), "optimizers": optimizers, "step": step}, checkpoint)
     figures = _evaluate(vae, head, held_out, device)
-    error = fit_quantizer(vae, head, pairs, schedule, device)
-    figures["quantizer_cosine"] = error
+    figures["quantizer_cosine"] = fit_quantizer(vae, head, pairs, schedule, device)
     metrics.write({"step": step, "validation": "figures", **figures})
     return head, figures
 
