@@ -80,7 +80,8 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Exact product of int8 matrices [N, K] x [M, K] -> float32 [N, M] of integers. K <= MAX_K."""
     if a.shape[-1] > MAX_K:
         raise ValueError(f"a sum over {a.shape[-1]} products is not exact in float32: at most {MAX_K}")
-    if a.device.type == "cpu" and a.shape[0] > 0 and _int8_kernel_wins():
+    # With K = 1 torch 2.13's int8 product leaves its result unwritten (pytorch/pytorch issue 195066).
+    if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and _int8_kernel_wins():
         return torch._int_mm(a, b.t()).float()
     return a.float() @ b.t().float()
 
