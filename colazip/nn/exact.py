@@ -87,10 +87,12 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale; a row of zeros
-    has scale 1/127."""
+    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale.
+
+    A row of zeros has scale 1/127, and so has one below 2**-121: its inverse scale would not be finite.
+    """
     top = x.abs().amax(-1, keepdim=True)
-    top = torch.where(top > 0, top, torch.ones_like(top))
+    top = torch.where(top >= 2.0**-121, top, torch.ones_like(top))
     return torch.round(x * (GRID / top)), top / GRID
 
 
