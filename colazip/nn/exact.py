@@ -225,7 +225,7 @@ class _GroupedReadout(torch.autograd.Function):
         q8, scale, factor, qw8, scale_w, order = ctx.saved_tensors
         g = grads[0][order]
         h = q8[order].float() * factor[order]
-        gw = torch.zeros(qw8.shape)
+        gw = torch.zeros(qw8.shape, device=qw8.device)
         gh = torch.empty_like(h)
         weight = qw8.float() * scale_w
         for c, (lo, hi) in enumerate(ctx.bounds):
