@@ -140,15 +140,6 @@ class _Linear(torch.autograd.Function):
         return gx.reshape(ctx.shape), gw, None
 
 
-class _Frozen:
-    """Weights as they are shipped: int8 and one float32 scale a row."""
-
-    __slots__ = ("q", "scale")
-
-    def __init__(self, q: Tensor, scale: Tensor) -> None:
-        self.q, self.scale = q, scale
-
-
 class ExactLinear(nn.Module):
     """y = W x, or W (x / rms(x)) with norm=True. x: [..., K] -> [..., M]; no bias.
 
