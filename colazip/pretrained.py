@@ -50,11 +50,9 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
-    from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
+    from colazip.nn.exact import Quantized
 
-    return {
-        n: m for n, m in root.named_modules() if isinstance(m, ExactLinear | ExactEmbedding | ExactReadout)
-    }
+    return {n: m for n, m in root.named_modules() if isinstance(m, Quantized)}
 
 
 def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
@@ -178,6 +176,7 @@ def save_pretrained(
     identity = model_id(config, tokenizer, tensors)
     partial = folder / "weights.partial"
     save_file(tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
+    os.chmod(partial, 0o644)  # the library writes it for the owner alone
     os.replace(partial, folder / "weights.safetensors")
     (folder / "config.json").write_text(config.to_json())
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")

@@ -17,6 +17,7 @@ from colazip.archive.record import Hit, PackSummary, Record
 from colazip.archive.store import Store
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, RecordNotFoundError, UsageError
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block
+from colazip.oneshot import default_codec
 
 if TYPE_CHECKING:
     from colazip.search import SearchIndex
@@ -77,7 +78,7 @@ class Archive:
         return pack(
             path,
             records,
-            codec or _default_codec(),
+            codec or default_codec(),
             layers=layers,
             overwrite=overwrite,
             source=source,
@@ -411,7 +412,7 @@ class Archive:
 
     def _model(self) -> ArchiveCodec:
         if self._codec is None:
-            codec = _default_codec()
+            codec = default_codec()
             self._check_model(codec)
             self._codec = codec
         return self._codec
@@ -427,13 +428,6 @@ class Archive:
 def open_archive(path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> Archive:
     """Open an archive for reading; the same as `Archive(path, codec)`."""
     return Archive(path, codec)
-
-
-def _default_codec() -> ArchiveCodec:
-    from colazip.codec import Codec
-
-    codec: ArchiveCodec = Codec.from_pretrained()
-    return codec
 
 
 def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]]:

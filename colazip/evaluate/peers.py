@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import zstandard
 
+from colazip.wire import varint
+
 # What ZDICT's cover algorithm is run with: of k 50 to 400 and d 6, 8 the best on a validation split at 1 MiB,
 # and within 0.2 % of the best at 110 KiB.
 DICTIONARY_SEGMENT = 100
@@ -79,16 +81,6 @@ def measure(peer: Peer, records: Sequence[bytes]) -> Measurement:
         pack_seconds=middle - start,
         unpack_seconds=end - middle,
     )
-
-
-def varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, low bits first, high bit set on all bytes but the last."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:

@@ -140,27 +140,33 @@ class _Linear(torch.autograd.Function):
         return gx.reshape(ctx.shape), gw, None
 
 
-class ExactLinear(nn.Module):
-    """y = W x, or W (x / rms(x)) with norm=True. x: [..., K] -> [..., M]; no bias.
+class Quantized(nn.Module):
+    """A module with one weight: float while training, quantized in every forward pass; int8 once shipped."""
 
-    While training the float weights are quantized in every forward pass; `freeze` keeps the integers alone.
-    """
+    weight: nn.Parameter | None
+    q: Tensor
+    scale: Tensor
 
-    def __init__(self, inputs: int, outputs: int, *, norm: bool = False, zero: bool = False) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        if inputs > MAX_K:
-            raise ValueError(f"{inputs} inputs: at most {MAX_K} give exact sums")
-        self.norm = norm
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
-        if not zero:
-            nn.init.normal_(self.weight, std=inputs**-0.5)
+        self.weight = nn.Parameter(weight)
         self.register_buffer("q", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
 
     def freeze(self, q: Tensor, scale: Tensor) -> None:
-        """Replace the float weights by int8 [M, K] and float32 [M, 1]."""
-        self.weight = None  # type: ignore[assignment]
+        """Replace the float weight [..., K] by int8 [..., K] and a float32 scale a row [..., 1]."""
+        self.weight = None
         self.q, self.scale = q, scale
+
+
+class ExactLinear(Quantized):
+    """y = W x, or W (x / rms(x)) with norm=True. x: [..., K] -> [..., M]; no bias."""
+
+    def __init__(self, inputs: int, outputs: int, *, norm: bool = False, zero: bool = False) -> None:
+        if inputs > MAX_K:
+            raise ValueError(f"{inputs} inputs: at most {MAX_K} give exact sums")
+        super().__init__(torch.randn(outputs, inputs) * (0.0 if zero else inputs**-0.5))
+        self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is not None:
@@ -183,18 +189,11 @@ class _RoundRows(torch.autograd.Function):
         return grads[0]
 
 
-class ExactEmbedding(nn.Module):
+class ExactEmbedding(Quantized):
     """Rows of a table that ships as int8 with a scale a row. Index [...] -> [..., D]."""
 
     def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, width) * 0.5)
-        self.register_buffer("q", None, persistent=False)
-        self.register_buffer("scale", None, persistent=False)
-
-    def freeze(self, q: Tensor, scale: Tensor) -> None:
-        self.weight = None  # type: ignore[assignment]
-        self.q, self.scale = q, scale
+        super().__init__(torch.randn(rows, width) * 0.5)
 
     def forward(self, index: Tensor) -> Tensor:
         if self.weight is not None:
@@ -222,7 +221,7 @@ class _GroupedReadout(torch.autograd.Function):
         q8, scale, factor, qw8, scale_w, order = ctx.saved_tensors
         g = grads[0][order]
         h = q8[order].float() * factor[order]
-        gw = torch.zeros(qw8.shape, device=qw8.device)
+        gw = torch.zeros(qw8.shape, device=g.device)
         gh = torch.empty_like(h)
         weight = qw8.float() * scale_w
         for c, (lo, hi) in enumerate(ctx.bounds):
@@ -254,18 +253,11 @@ def _grouped_product(
     return result
 
 
-class ExactReadout(nn.Module):
+class ExactReadout(Quantized):
     """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits [N, slots]."""
 
     def __init__(self, classes: int, slots: int, inputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, slots, inputs) * inputs**-0.5)
-        self.register_buffer("q", None, persistent=False)
-        self.register_buffer("scale", None, persistent=False)
-
-    def freeze(self, q: Tensor, scale: Tensor) -> None:
-        self.weight = None  # type: ignore[assignment]
-        self.q, self.scale = q, scale
+        super().__init__(torch.randn(classes, slots, inputs) * inputs**-0.5)
 
     def forward(self, x: Tensor, group: Tensor) -> Tensor:
         if self.weight is not None:

@@ -26,6 +26,8 @@ def render(
     table = "\n".join(f"| {name} | {value:.3f} |" for name, value in rows)
     left_out = f" Sources left out: {', '.join(f'`{s}*`' for s in skipped)}." if skipped else ""
     megabytes, tokens = figures["train_bytes"] / 1e6, figures["train_tokens"]
+    # Segments are padded a little to a common length, hence "at most".
+    seen = recipe.vae.steps * recipe.vae.patches * recipe.model.patch
     steps = f"{recipe.vae.steps} of {recipe.vae.patches} latents (VAE), {recipe.prior.steps} (prior)"
     return f"""# {recipe.model.name}
 
@@ -33,7 +35,7 @@ A Text VAE with its exact coder, latent prior and search head, for use with cola
 
 - Parameters: {count["vae"]:,} coding, {count["prior"]:,} prior, {count["search"]:,} search head; int8.
 - Training text: {megabytes:.1f} MB ({tokens:,} tokens) from {", ".join(files)}.{left_out}
-- Steps: {steps}, {recipe.search.steps} (search head).
+- Steps: {steps}, {recipe.search.steps} (search head). Tokens that the VAE saw: at most {seen:,}.
 - Command: `{command}`
 
 Validation figures ({figures["validation_bytes"] / 1e6:.1f} MB held out by source document; a sample of

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from colazip.errors import ColazipError, InputError
 from colazip.train.data import Batch
@@ -22,6 +24,31 @@ def learning_rate(step: int, steps: int, *, warmup: int, decay_from: float) -> f
     if step < warmup:
         return (step + 1) / warmup
     return min(1.0, max(0.0, (steps - step) / (steps * (1.0 - decay_from))))
+
+
+class Descent:
+    """Optimizers that step together under one learning-rate factor, with the gradient clipped to norm 1."""
+
+    def __init__(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.module, self.optimizers = module, list(optimizers)
+        self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    def step(self, loss: torch.Tensor, factor: float) -> None:
+        """Back-propagate and take one step at `factor` times the peak rates."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> list[Any]:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load(self, state: Sequence[Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state, strict=True):
+            optimizer.load_state_dict(saved)
 
 
 def save_atomic(value: Any, path: Path) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from colazip.nn.dit import DiT
 from colazip.nn.vae import TextVAE
 from colazip.train.data import Batch, TokenStore, batches, gather
 from colazip.train.optimize import (
+    Descent,
     Metrics,
     check_finite,
     learning_rate,
@@ -90,14 +91,19 @@ def train_prior(
     prior = DiT(config).to(device).train()
     length = config.segment * config.patch
     segments = train.segments(length)
-    optimizer = torch.optim.AdamW(
-        prior.parameters(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+    descent = Descent(
+        prior,
+        [
+            torch.optim.AdamW(
+                prior.parameters(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+            )
+        ],
     )
     step, checkpoint = 0, folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
         prior.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        descent.load(state["optimizers"])
         torch.set_rng_state(state["rng"].cpu())
         step = state["step"]
     metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
@@ -125,14 +131,8 @@ def train_prior(
         batch = next(stream)
         loss = flow_loss(prior, *_latents(vae, batch, device), schedule)
         window.append(check_finite(loss, step, batch, folder))
-        loss.backward()
-        nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr * learning_rate(
-                step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
+        descent.step(loss, factor)
         step += 1
         if step % 50 == 0:
             speed = (step - first) / (time.monotonic() - started)
@@ -142,7 +142,7 @@ def train_prior(
             figures = {"flow_loss": _evaluate(prior, vae, held_out, schedule, device)}
             metrics.write({"step": step, "validation": "figures", **figures})
         if step % schedule.save_every == 0 or step == schedule.steps:
-            state = {"model": prior.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": prior.state_dict(), "optimizers": descent.state()}
             save_atomic({**state, "rng": torch.get_rng_state(), "step": step}, checkpoint)
     if not figures:
         figures = {"flow_loss": _evaluate(prior, vae, held_out, schedule, device)}

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from colazip.nn.search_head import SearchHead, assign_codes
 from colazip.nn.vae import TextVAE
 from colazip.train.data import Batch, TokenStore
 from colazip.train.optimize import (
+    Descent,
     Metrics,
     check_finite,
     learning_rate,
@@ -122,12 +123,12 @@ def train_search_head(
     vae.eval()
     torch.manual_seed(schedule.seed)
     head = SearchHead(vae.config).to(device).train()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=schedule.lr, weight_decay=1e-4)
+    descent = Descent(head, [torch.optim.AdamW(head.parameters(), lr=schedule.lr, weight_decay=1e-4)])
     step, checkpoint = 0, folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
         head.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        descent.load(state["optimizers"])
         step = state["step"]
     metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
     if not resume:
@@ -142,14 +143,8 @@ def train_search_head(
         target = torch.arange(len(a), device=device)
         loss = (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)) / 2
         window.append(check_finite(loss, step, queries, folder))
-        loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr * learning_rate(
-                step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
+        descent.step(loss, factor)
         step += 1
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - started)
@@ -158,9 +153,7 @@ def train_search_head(
         if step % schedule.evaluate_every == 0 or step == schedule.steps:
             metrics.write({"step": step, "validation": "figures", **_evaluate(vae, head, held_out, device)})
         if step % schedule.save_every == 0 or step == schedule.steps:
-            save_atomic(
-                {"model": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, checkpoint
-            )
+            save_atomic({"model": head.state_dict(), "optimizers": descent.state(), "step": step}, checkpoint)
     figures = _evaluate(vae, head, held_out, device)
     error = fit_quantizer(vae, head, pairs, schedule, device)
     figures["quantizer_cosine"] = error

@@ -16,6 +16,7 @@ from colazip.nn.vae import TextVAE
 from colazip.train.data import Batch, TokenStore, batches, gather
 from colazip.train.losses import Terms, Weights, compute
 from colazip.train.optimize import (
+    Descent,
     Metrics,
     check_finite,
     learning_rate,
@@ -161,16 +162,14 @@ def train_vae(
     if initial is not None and not resume:
         _start_from(model, load_checkpoint(initial, device)["model"])
     model.to(device).train()
-    optims = optimizers(model, schedule)
-    peaks = [group["lr"] for optim in optims for group in optim.param_groups]
+    descent = Descent(model, optimizers(model, schedule))
     control = RateControl(schedule.rate_bits, schedule.rate_cap)
     step = 0
     checkpoint = folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
         model.load_state_dict(state["model"])
-        for optim, saved in zip(optims, state["optimizers"], strict=True):
-            optim.load_state_dict(saved)
+        descent.load(state["optimizers"])
         control.weight, control.average = state["control"]
         torch.set_rng_state(state["rng"].cpu())
         step = state["step"]
@@ -204,15 +203,8 @@ def train_vae(
         )
         terms = compute(model, x, counts, weights, fast=progress < schedule.exact_from)
         check_finite(terms.loss, step, batch, folder)
-        terms.loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        groups = [group for optim in optims for group in optim.param_groups]
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        for optim in optims:
-            optim.step()
-            optim.zero_grad(set_to_none=True)
+        descent.step(terms.loss, factor)
         if steering:
             control.update(float(terms.rate) / terms.patches)
         window.append(terms)
@@ -244,7 +236,7 @@ def train_vae(
             save_atomic(
                 {
                     "model": model.state_dict(),
-                    "optimizers": [optim.state_dict() for optim in optims],
+                    "optimizers": descent.state(),
                     "control": (control.weight, control.average),
                     "rng": torch.get_rng_state(),
                     "step": step,
