@@ -19,6 +19,7 @@ from colazip.train.optimize import (
     Descent,
     Metrics,
     check_finite,
+    fitting,
     learning_rate,
     load_checkpoint,
     save_atomic,
@@ -127,10 +128,11 @@ def train_search_head(
     step, checkpoint = 0, folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
-        head.load_state_dict(state["model"])
-        descent.load(state["optimizers"])
-        step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
+        with fitting(checkpoint):
+            head.load_state_dict(state["model"])
+            descent.load(state["optimizers"])
+            step = state["step"]
+    metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
         metrics.write({"stage": "search head", "schedule": asdict(schedule)})
     pairs, held_out = Pairs(train, schedule, vae.config.patch), Pairs(validation, schedule, vae.config.patch)
@@ -142,9 +144,9 @@ def train_search_head(
         scores = a @ b.t() / schedule.temperature
         target = torch.arange(len(a), device=device)
         loss = (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)) / 2
-        window.append(check_finite(loss, step, queries, folder))
+        window.append(check_finite(loss, descent.backward(loss), step, queries, folder))
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        descent.step(loss, factor)
+        descent.step(factor)
         step += 1
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - started)
