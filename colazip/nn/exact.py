@@ -80,23 +80,32 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Exact product of int8 matrices [N, K] x [M, K] -> float32 [N, M] of integers. K <= MAX_K."""
     if a.shape[-1] > MAX_K:
         raise ValueError(f"a sum over {a.shape[-1]} products is not exact in float32: at most {MAX_K}")
-    if a.device.type == "cpu" and a.shape[0] > 0 and _int8_kernel_wins():
+    # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue 195066.
+    if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and _int8_kernel_wins():
         return torch._int_mm(a, b.t()).float()
     return a.float() @ b.t().float()
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale; a row of zeros
-    has scale 1/127."""
+    """[..., K] -> (integers in float32 [..., K], scale [..., 1]) with x ~ integers * scale.
+
+    A row of zeros has scale 1/127, and so has one below 2**-121: its inverse scale would not be finite.
+    """
     top = x.abs().amax(-1, keepdim=True)
-    top = torch.where(top > 0, top, torch.ones_like(top))
-    return torch.round(x * (GRID / top)), top / GRID
+    top = torch.where(top >= 2.0**-121, top, torch.ones_like(top))
+    # Two roundings, 1 / top first: a number divided by a tensor is computed so, and streams depend on it.
+    return torch.round(x * (top.reciprocal() * GRID)), _divide(top, GRID)
+
+
+def _divide(x: Tensor, by: float) -> Tensor:
+    """x / by, rounded once on every device: on a GPU, dividing by a number multiplies by its reciprocal."""
+    return x / torch.full((), by, dtype=x.dtype, device=x.device)
 
 
 def _inverse_rms(q: Tensor) -> Tensor:
     """1 / rms of integer rows [N, K] -> [N, 1]; the sum of squares is an exact integer."""
     squares = (q * q).sum(-1, keepdim=True).clamp_min(1.0)
-    return 1.0 / torch.sqrt(squares / q.shape[-1])
+    return torch.sqrt(_divide(squares, q.shape[-1])).reciprocal()
 
 
 def _fast(x: Tensor) -> Tensor:
@@ -282,7 +291,7 @@ def frequencies(logits: Tensor) -> Tensor:
     # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below
     # 2**PRECISION.
     weights64 = weights.double()
-    share = float(2**PRECISION - count) / weights64.sum(-1, keepdim=True)
+    share = weights64.sum(-1, keepdim=True).reciprocal() * float(2**PRECISION - count)
     freq = torch.floor(weights64 * share).to(torch.int32) + 1
     freq[:, 0] += 2**PRECISION - freq.sum(-1, dtype=torch.int32)
     return freq

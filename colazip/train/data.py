@@ -21,17 +21,23 @@ def read_texts(
 ) -> Iterator[str]:
     """Texts of Parquet, JSONL and plain text files, in order.
 
-    skip_sources: prefixes of the `source` column to leave out, for instance for their licence.
+    skip_sources: prefixes of the `source` column to leave out, for instance for their licence. Raises
+    InputError on a file that can't be read or has no texts in that column.
     """
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file")
-        if path.suffix == ".parquet":
-            yield from _read_parquet(path, text_column, tuple(skip_sources))
-        elif path.suffix in (".jsonl", ".ndjson"):
-            yield from _read_jsonl(path, text_column, tuple(skip_sources))
-        else:
-            yield path.read_text(encoding="utf-8", errors="replace")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name its files")
+        try:
+            if path.suffix == ".parquet":
+                yield from _read_parquet(path, text_column, tuple(skip_sources))
+            elif path.suffix in (".jsonl", ".ndjson"):
+                yield from _read_jsonl(path, text_column, tuple(skip_sources))
+            else:
+                yield path.read_text(encoding="utf-8", errors="replace")
+        except OSError as e:
+            raise InputError(f"{path}: can't be read ({e.strerror or type(e).__name__})") from e
 
 
 def _read_parquet(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]:
@@ -39,33 +45,42 @@ def _read_parquet(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[st
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise InputError(f"{path}: not a readable Parquet file ({str(e).splitlines()[0]})") from e
-    names = file.schema_arrow.names
-    if column not in names:
-        raise InputError(f"{path}: no column {column!r}; the file has {', '.join(names)}")
-    columns = [column, "source"] if "source" in names and skip else [column]
-    for batch in file.iter_batches(_CHUNK, columns=columns):
-        texts = batch.column(0).to_pylist()
-        sources = batch.column(1).to_pylist() if len(columns) == 2 else [""] * len(texts)
-        for text, source in zip(texts, sources, strict=True):
-            if text and not (skip and str(source).startswith(skip)):
-                yield text
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if column not in schema.names:
+                raise InputError(
+                    f"{path}: no column {column!r}; the file has {', '.join(schema.names)[:200]}"
+                )
+            kind = schema.field(column).type
+            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if plain not in (pa.string(), pa.large_string(), pa.string_view()):
+                raise InputError(f"{path}: column {column!r} holds {str(kind)[:50]}, not text")
+            columns = [column, "source"] if "source" in schema.names and skip else [column]
+            for batch in file.iter_batches(_CHUNK, columns=columns):
+                texts = batch.column(column).to_pylist()
+                sources = batch.column("source").to_pylist() if len(columns) == 2 else [""] * len(texts)
+                for text, source in zip(texts, sources, strict=True):
+                    if text and not (skip and str(source).startswith(skip)):
+                        yield text
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
+        raise InputError(f"{path}: not a readable Parquet file ({reason})") from e
 
 
 def _read_jsonl(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 text = row[column]
-            except (ValueError, KeyError, TypeError) as e:
-                raise InputError(f"{path}: line {number} is not a JSON object with {column!r}") from e
+                if not isinstance(text, str | None):
+                    raise TypeError(f"{column!r} is not text")
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
+                raise InputError(f"{path}: line {number} is not a JSON object with a text {column!r}") from e
             if text and not (skip and str(row.get("source", "")).startswith(skip)):
-                yield str(text)
+                yield text
 
 
 @dataclass(frozen=True)
@@ -108,9 +123,16 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        meta = json.loads((folder / "meta.json").read_text())
-        tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
-        return cls(tokens, np.load(folder / "ends.npy"), meta["text_bytes"])
+        """Open what `build` wrote. Raises InputError if it is damaged."""
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
+            ends = np.load(folder / "ends.npy")
+            if ends.ndim != 1 or ends[-1] != len(tokens) or (np.diff(ends) < 0).any():
+                raise ValueError("tokens and ends do not fit each other")
+            return cls(tokens, ends, meta["text_bytes"])
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as e:
+            raise InputError(f"{folder}: the tokenized text is damaged; delete that folder") from e
 
     def segments(self, length: int) -> np.ndarray:
         """Cut records every `length` tokens as the codec does: int64 [S, 2] of start and end."""

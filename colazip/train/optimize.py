@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,13 @@ class Descent:
         self.module, self.optimizers = module, list(optimizers)
         self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
-    def step(self, loss: torch.Tensor, factor: float) -> None:
-        """Back-propagate and take one step at `factor` times the peak rates."""
+    def backward(self, loss: torch.Tensor) -> float:
+        """Back-propagate and clip; returns the norm that the gradient had."""
         loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        return float(nn.utils.clip_grad_norm_(self.module.parameters(), 1.0))
+
+    def step(self, factor: float) -> None:
+        """Take one step at `factor` times the peak rates."""
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
@@ -64,20 +69,32 @@ def load_checkpoint(path: Path, device: torch.device) -> Any:
         raise InputError(f"{path}: nothing to resume; start without --resume")
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, OSError, ValueError, EOFError) as e:
+    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as e:
         raise InputError(
             f"{path}: not a readable checkpoint ({type(e).__name__}); start without --resume"
         ) from e
 
 
-class Metrics:
-    """One JSON line an entry in metrics.jsonl, one readable line on stderr."""
+@contextmanager
+def fitting(checkpoint: Path) -> Iterator[None]:
+    """InputError if what is loaded inside from a checkpoint does not fit the run."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"{checkpoint}: is of another model or recipe; start without --resume") from e
 
-    def __init__(self, path: Path, *, fresh: bool) -> None:
+
+class Metrics:
+    """One JSON line an entry in metrics.jsonl, one readable line on stderr.
+
+    step: where the run goes on. Entries of later steps, which a killed run left, are dropped; at 0, all are.
+    """
+
+    def __init__(self, path: Path, *, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        if fresh:
-            path.unlink(missing_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+        path.write_text("".join(line for line in lines if _is_entry_until(line, step)))
 
     def write(self, entry: dict[str, Any]) -> None:
         with self.path.open("a") as out:
@@ -90,10 +107,20 @@ class Metrics:
         print("  ".join(shown), file=sys.stderr, flush=True)
 
 
-def check_finite(loss: torch.Tensor, step: int, batch: Batch, folder: Path) -> float:
-    """The loss as a float; ColazipError, with the batch saved, once it is not finite."""
+def _is_entry_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line).get("step", 0) <= step
+    except ValueError:  # the kill came while it was written
+        return False
+
+
+def check_finite(loss: torch.Tensor, norm: float, step: int, batch: Batch, folder: Path) -> float:
+    """The loss as a float; ColazipError, with the batch saved, once it or its gradient is not finite.
+
+    Exact layers turn what is not a number into integers, so that the loss alone may look sane.
+    """
     value = float(loss.detach())
-    if not math.isfinite(value):
+    if not (math.isfinite(value) and math.isfinite(norm)):
         kept = folder / "bad_batch.npz"
         np.savez(kept, tokens=batch.tokens, counts=batch.counts)
         raise ColazipError(f"the loss is not finite at step {step}; the batch is in {kept}")

@@ -17,6 +17,7 @@ from colazip.train.optimize import (
     Descent,
     Metrics,
     check_finite,
+    fitting,
     learning_rate,
     load_checkpoint,
     save_atomic,
@@ -102,11 +103,12 @@ def train_prior(
     step, checkpoint = 0, folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
-        prior.load_state_dict(state["model"])
-        descent.load(state["optimizers"])
-        torch.set_rng_state(state["rng"].cpu())
-        step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
+        with fitting(checkpoint):
+            prior.load_state_dict(state["model"])
+            descent.load(state["optimizers"])
+            torch.set_rng_state(state["rng"].cpu())
+            step = state["step"]
+    metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
         metrics.write({"stage": "prior", "schedule": asdict(schedule)})
         sample = gather(
@@ -130,9 +132,9 @@ def train_prior(
     while step < schedule.steps:
         batch = next(stream)
         loss = flow_loss(prior, *_latents(vae, batch, device), schedule)
-        window.append(check_finite(loss, step, batch, folder))
+        window.append(check_finite(loss, descent.backward(loss), step, batch, folder))
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        descent.step(loss, factor)
+        descent.step(factor)
         step += 1
         if step % 50 == 0:
             speed = (step - first) / (time.monotonic() - started)

@@ -19,6 +19,7 @@ from colazip.train.optimize import (
     Descent,
     Metrics,
     check_finite,
+    fitting,
     learning_rate,
     load_checkpoint,
     save_atomic,
@@ -153,11 +154,12 @@ def train_search_head(
     step, checkpoint = 0, folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
-        head.load_state_dict(state["model"])
-        for descent, saved in zip(stages, state["optimizers"], strict=True):
-            descent.load(saved)
-        step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
+        with fitting(checkpoint):
+            head.load_state_dict(state["model"])
+            for descent, saved in zip(stages, state["optimizers"], strict=True):
+                descent.load(saved)
+            step = state["step"]
+    metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
         metrics.write({"stage": "search head", "schedule": asdict(schedule)})
     pairs, held_out = (
@@ -178,9 +180,9 @@ def train_search_head(
         scores = a @ b.t() / schedule.temperature
         target = torch.arange(len(a), device=device)
         loss = (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)) / 2
-        window.append(check_finite(loss, step, queries, folder))
-        factor = learning_rate(at, steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        stages[joint].step(loss, factor)
+        descent = stages[joint]
+        window.append(check_finite(loss, descent.backward(loss), step, queries, folder))
+        descent.step(learning_rate(at, steps, warmup=schedule.warmup, decay_from=schedule.decay_from))
         step += 1
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - started)

@@ -19,6 +19,7 @@ from colazip.train.optimize import (
     Descent,
     Metrics,
     check_finite,
+    fitting,
     learning_rate,
     load_checkpoint,
     save_atomic,
@@ -160,7 +161,9 @@ def train_vae(
     model = TextVAE(config)
     model.readout.set_classes(torch.from_numpy(class_of))
     if initial is not None and not resume:
-        _start_from(model, load_checkpoint(initial, device)["model"])
+        state = load_checkpoint(initial, device)
+        with fitting(initial):
+            _start_from(model, state["model"])
     model.to(device).train()
     descent = Descent(model, optimizers(model, schedule))
     control = RateControl(schedule.rate_bits, schedule.rate_cap)
@@ -168,12 +171,13 @@ def train_vae(
     checkpoint = folder / "checkpoint.pt"
     if resume:
         state = load_checkpoint(checkpoint, device)
-        model.load_state_dict(state["model"])
-        descent.load(state["optimizers"])
-        control.weight, control.average = state["control"]
-        torch.set_rng_state(state["rng"].cpu())
-        step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", fresh=not resume)
+        with fitting(checkpoint):
+            model.load_state_dict(state["model"])
+            descent.load(state["optimizers"])
+            control.weight, control.average = state["control"]
+            torch.set_rng_state(state["rng"].cpu())
+            step = state["step"]
+    metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
         metrics.write({"config": asdict(config), "schedule": asdict(schedule), "tokens": len(train.tokens)})
     length = config.segment * config.patch
@@ -202,9 +206,9 @@ def train_vae(
             coarse=schedule.coarse if step % schedule.coarse_every == 0 else 0.0,
         )
         terms = compute(model, x, counts, weights, fast=progress < schedule.exact_from)
-        check_finite(terms.loss, step, batch, folder)
+        check_finite(terms.loss, descent.backward(terms.loss), step, batch, folder)
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        descent.step(terms.loss, factor)
+        descent.step(factor)
         if steering:
             control.update(float(terms.rate) / terms.patches)
         window.append(terms)

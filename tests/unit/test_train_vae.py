@@ -1,0 +1,221 @@
+"""The training loop: it learns, it can be killed and taken up again, and it stops on nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from colazip.config import ModelConfig
+from colazip.errors import ColazipError, InputError
+from colazip.nn.vae import TextVAE
+from colazip.tokenizer import Tokenizer
+from colazip.train.data import TokenStore, batches, cluster_tokens
+from colazip.train.optimize import learning_rate, load_checkpoint, save_atomic
+from colazip.train.vae import RateControl, VAESchedule, train_vae
+from tests.tiny_model import passages
+
+SCHEDULE = VAESchedule(
+    20, patches=64, lr=1e-2, muon_lr=1e-2, warmup=3, evaluate_every=10, save_every=6, latents_until=0.2
+)
+
+
+@dataclass
+class Corpus:
+    train: TokenStore
+    validation: TokenStore
+    class_of: np.ndarray
+    lengths: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    train = TokenStore.build(folder / "train", iter(passages()[:60]), tiny_tokenizer)
+    return Corpus(
+        train,
+        TokenStore.build(folder / "validation", iter(passages()[60:64]), tiny_tokenizer),
+        cluster_tokens(train, 512, 16, seed=0),
+        tiny_tokenizer.lengths,
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Gradients are float sums: two runs are equal only with the same number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(config: ModelConfig, corpus: Corpus, folder: Path, **changes: Any) -> TextVAE:
+    folder.mkdir(exist_ok=True)
+    settings: dict[str, Any] = {"resume": False, "train": corpus.train, "schedule": SCHEDULE, **changes}
+    return train_vae(
+        config,
+        settings.pop("schedule"),
+        validation=corpus.validation,
+        class_of=corpus.class_of,
+        lengths=corpus.lengths,
+        folder=folder,
+        device=torch.device("cpu"),
+        **settings,
+    )
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "validation" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_config: ModelConfig, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that nothing interrupted."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    run(tiny_config, corpus, folder)
+    return folder
+
+
+def test_it_learns(whole: Path) -> None:
+    first, last = figures(whole)
+    assert (first["step"], last["step"]) == (10, 20)
+    assert last["gist_bpb"] < first["gist_bpb"] < 9 / 2
+    assert last["exact_bpb"] < first["exact_bpb"] < 9 / 2  # 9 bits a token of 2 bytes is no model at all
+    assert last["total_bpb"] == pytest.approx(last["exact_bpb"] + last["rate_bpb"])
+    assert 0 <= last["coarse_bpb"] <= last["rate_bpb"]
+    assert 0 < last["gist_accuracy"] < 1
+    head = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert head["config"]["name"] == "tiny" and head["schedule"]["steps"] == 20
+
+
+class Interrupted(np.ndarray):
+    """Tokens whose reading is interrupted, as by ^C, after so many reads."""
+
+    reads_left: int
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            if not self.reads_left:
+                raise KeyboardInterrupt
+            self.reads_left -= 1
+        return np.asarray(super().__getitem__(key))
+
+
+def reads_until(corpus: Corpus, config: ModelConfig, step: int) -> int:
+    segments = corpus.train.segments(config.segment * config.patch)
+    stream = batches(corpus.train, segments, patch=config.patch, patches=SCHEDULE.patches, seed=0)
+    return sum(len(next(stream).counts) for _ in range(step))
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    tiny_config: ModelConfig, corpus: Corpus, whole: Path, tmp_path: Path
+) -> None:
+    tokens = np.asarray(corpus.train.tokens).view(Interrupted)
+    tokens.reads_left = reads_until(corpus, tiny_config, 11)  # after the figures of step 10
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_config, corpus, tmp_path, train=replace(corpus.train, tokens=tokens))
+    assert load_checkpoint(tmp_path / "checkpoint.pt", torch.device("cpu"))["step"] == 6
+    assert figures(tmp_path) == figures(whole)[:1]  # the figures of step 10 are there, to be made again
+    with (tmp_path / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 1')  # cut short by the kill
+    torch.manual_seed(99)  # another process has another state of its generator
+    run(tiny_config, corpus, tmp_path, resume=True)
+    assert figures(tmp_path) == figures(whole)
+    mine, theirs = (
+        load_checkpoint(f / "checkpoint.pt", torch.device("cpu"))["model"] for f in (tmp_path, whole)
+    )
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_finished_run_resumes_to_itself(tiny_config: ModelConfig, corpus: Corpus, whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_text()
+    model = run(tiny_config, corpus, whole, resume=True)
+    saved = load_checkpoint(whole / "checkpoint.pt", torch.device("cpu"))["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_another_run_is_the_starting_point(
+    tiny_config: ModelConfig, corpus: Corpus, whole: Path, tmp_path: Path
+) -> None:
+    schedule = replace(SCHEDULE, steps=1, warmup=0, lr=0.0, muon_lr=0.0, evaluate_every=1)
+    run(tiny_config, corpus, tmp_path, schedule=schedule, initial=whole / "checkpoint.pt")
+    (start,) = figures(tmp_path)
+    for name in ("exact_bpb", "gist_bpb", "rate_bpb"):
+        assert start[name] == pytest.approx(figures(whole)[-1][name], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(
+    tiny_config: ModelConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    model = TextVAE(tiny_config)
+    with torch.no_grad():
+        model.embed.weight.fill_(torch.inf)
+    save_atomic({"model": model.state_dict()}, tmp_path / "broken.pt")
+    with pytest.raises(ColazipError, match=r"not finite at step 0.*bad_batch\.npz"):
+        run(tiny_config, corpus, tmp_path / "run", initial=tmp_path / "broken.pt")
+    with np.load(tmp_path / "run" / "bad_batch.npz") as kept:
+        assert kept["tokens"].ndim == 2 and len(kept["counts"]) == len(kept["tokens"])
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("data", [None, b"", b"noise" * 100, b"PK\x03\x04 noise"])
+def test_a_checkpoint_that_is_none_is_an_input_error(
+    tiny_config: ModelConfig, corpus: Corpus, tmp_path: Path, data: bytes | None
+) -> None:
+    if data is not None:
+        (tmp_path / "checkpoint.pt").write_bytes(data)
+    with pytest.raises(InputError, match=r"checkpoint\.pt.*start without --resume"):
+        run(tiny_config, corpus, tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_an_input_error(
+    tiny_config: ModelConfig, corpus: Corpus, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((whole / "checkpoint.pt").read_bytes())
+    with pytest.raises(InputError, match="another"):
+        run(replace(tiny_config, embedding=24), corpus, tmp_path, resume=True)
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomic({"step": 1}, path)
+
+    class Unwritable:
+        def __reduce__(self) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_atomic({"step": 2, "rest": Unwritable()}, path)
+    assert load_checkpoint(path, torch.device("cpu")) == {"step": 1}
+
+
+# Schedule
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    factors = [learning_rate(step, 100, warmup=10, decay_from=0.5) for step in range(101)]
+    assert factors[0] == 0.1 and factors[9:51] == [1.0] * 42
+    assert factors[75] == 0.5 and factors[100] == 0.0
+    assert sorted(factors[:10]) == factors[:10] and sorted(factors[50:], reverse=True) == factors[50:]
+
+
+def test_rate_control_pushes_down_and_lets_go() -> None:
+    control = RateControl(target=10.0, cap=0.5)
+    weights = []
+    for _ in range(600):
+        control.update(30.0)
+        weights.append(control.weight)
+    assert sorted(weights) == weights and weights[-1] == 0.5
+    for _ in range(600):
+        control.update(1.0)
+    assert control.weight == 0.02
