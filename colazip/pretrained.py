@@ -49,6 +49,13 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
     return folder
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as e:
+        raise ModelError(f"{path}: not readable ({e}): re-install the model") from e
+
+
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
     from colazip.nn.exact import Quantized
 
@@ -195,8 +202,8 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
     from colazip.tokenizer import Tokenizer
 
     folder = resolve(path)
-    config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    config = ModelConfig.from_json(_text(folder / "config.json"))
+    tokenizer = Tokenizer(_text(folder / "tokenizer.json"))
     if tokenizer.size != config.vocabulary:
         raise ModelError(
             f"{folder}: {tokenizer.size} tokens in tokenizer.json, {config.vocabulary} in config.json"
@@ -245,7 +252,7 @@ def describe(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     folder = resolve(path)
-    config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    config = ModelConfig.from_json(_text(folder / "config.json"))
     try:
         with safe_open(folder / "weights.safetensors", framework="np") as file:
             metadata = file.metadata() or {}
@@ -260,5 +267,5 @@ def describe(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "bytes": sum(f.stat().st_size for f in folder.iterdir() if f.is_file()),
         "config": json.loads(config.to_json()),
         "figures": figures,
-        "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+        "card": _text(card) if card.is_file() else "",
     }

@@ -125,7 +125,6 @@ def test_rows_at_the_ends_of_the_range(top: float) -> None:
     assert q.tolist() in ([[127.0, -127.0, 0.0]], [[0.0, 0.0, 0.0]])
 
 
-@pytest.mark.xfail(reason="float32 torch.sqrt through Intel's MKL is off by one ulp for one row in six")
 def test_the_inverse_rms_is_rounded_as_ieee_says() -> None:
     """Another machine's square root rounds correctly, and so would read other streams."""
     q = torch.randint(-127, 128, (5000, 48), generator=seeded(20)).float()
