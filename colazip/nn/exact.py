@@ -105,8 +105,8 @@ def _divide(x: Tensor, by: float) -> Tensor:
 def _inverse_rms(q: Tensor) -> Tensor:
     """1 / rms of integer rows [N, K] -> [N, 1]; the sum of squares is an exact integer."""
     squares = (q * q).sum(-1, keepdim=True).clamp_min(1.0)
-    # In float64, then rounded: torch's float32 square root goes through Intel's MKL and is off by one unit in the
-    # last place for one value in six; float64 has digits enough that its own such error can't show.
+    # In float64, then rounded: torch's float32 square root goes through Intel's MKL and is off by one unit in
+    # the last place for one value in six; float64 has digits enough that its own such error can't show.
     return torch.sqrt(_divide(squares, q.shape[-1]).double()).float().reciprocal()
 
 
