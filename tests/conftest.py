@@ -1,15 +1,22 @@
-"""Small fixtures of the network tests. torch is imported only where one of them is used."""
+"""Small fixtures of the network tests, and how hypothesis draws. torch is imported only where it is used."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from colazip.config import ModelConfig
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
+
+# The same examples every time on CI, so that a red run is about the change; fresh ones everywhere else.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ def info(archive: str, as_json: bool, console: Console) -> None:
     if as_json:
         write_json(facts)
         return
+    # The Arrow schema of a Parquet source is for unpack, not for people.
+    facts["source"] = {key: value for key, value in facts["source"].items() if key != "schema"}
     for name, value in _lines(facts):
         click.echo(f"{printable(name):<20}{printable(value)}")
 
