@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from colazip.archive import Archive, Record
 from colazip.archive.format import BLOCKS, END, FOOTER, FORMAT_VERSION, HEADER, MAGIC, MAX_TABLE_BYTES, ROWS
 from colazip.archive.tables import dump_table, load_table
-from colazip.errors import ColazipError, FormatError, VersionError, RecordNotFoundError
+from colazip.errors import ColazipError, FormatError, RecordNotFoundError, VersionError
 from colazip.layers import EXACT, GIST, SEARCH
 from tests.plain_codec import PlainCodec
 
