@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.archives import measure_layers, measure_source
 from benchmarks.corpus import evenly_spaced, read_corpus
+from benchmarks.search import figures
 from colazip.demo import handbook
 from colazip.errors import InputError
 from colazip.layers import LAYERS
@@ -83,3 +85,13 @@ def test_archives_are_counted_as_they_lie_on_disk(tmp_path: Path) -> None:
     row = measure_source("mixed", records, PlainCodec(), tmp_path / "source")
     assert (row.records, row.parts, row.plain_parts) == (22, 22, 1)
     assert row.file_bytes == measured.total_bytes
+
+
+def test_retrieval_figures_against_known_rankings() -> None:
+    scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.5, 0.9]])
+    assert figures(scores, [{0: 1.0}, {2: 1.0}]) == (1.0, 1.0)
+    ndcg, recall = figures(scores, [{1: 1.0}, {0: 1.0}])
+    assert ndcg == pytest.approx((1 / np.log2(3) + 1 / np.log2(4)) / 2)
+    assert recall == 1.0
+    many = np.arange(20.0)[None]
+    assert figures(many, [{0: 1.0, 19: 1.0}])[1] == 0.5
