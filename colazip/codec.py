@@ -410,8 +410,8 @@ class Codec:
         """
         streams = []
         for b in range(count):
-            mine = np.flatnonzero(lanes.block == b)
-            if not len(mine):
+            mine = np.flatnonzero(lanes.block == b).tolist()
+            if not mine:
                 streams.append((np.zeros(0, np.uint32), np.zeros(0, np.uint32)))
                 continue
             pairs = np.concatenate([symbols[i][0] for i in mine], axis=1)

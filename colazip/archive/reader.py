@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Blo
 from colazip.oneshot import default_codec
 
 if TYPE_CHECKING:
+    from colazip.codec import Codec
     from colazip.search import SearchIndex
 
 _T = TypeVar("_T")
@@ -201,7 +202,7 @@ class Archive:
         slots, blocks = self._slots(group, row)
         loaded = {block: self._store.block(group, block, (GIST, PLAIN)) for block in blocks}
         pairs = [(loaded[block], slot) for block, slot in slots]
-        text: str = prior.regenerate(codec, pairs, strength=strength, steps=steps, seed=seed)
+        text: str = prior.regenerate(cast("Codec", codec), pairs, strength=strength, steps=steps, seed=seed)
         return text
 
     def info(self) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class _Block(nn.Module):
 class DiT(nn.Module):
     """Velocity of noisy vectors given the finished blocks before them."""
 
+    deviation: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, self.block = config.prior.width, config.prior_block

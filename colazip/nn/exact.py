@@ -155,6 +155,13 @@ class Quantized(nn.Module):
         self.register_buffer("q", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
 
+    @property
+    def trainable(self) -> nn.Parameter:
+        """The float weight. Raises ValueError once frozen."""
+        if self.weight is None:
+            raise ValueError("the weight is frozen: there is nothing to train")
+        return self.weight
+
     def freeze(self, q: Tensor, scale: Tensor) -> None:
         """Replace the float weight [..., K] by int8 [..., K] and a float32 scale a row [..., 1]."""
         self.weight = None

@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,8 @@ class StepCache:
 
 class ExactBlock(nn.Module):
     """Pre-norm attention and squared-ReLU MLP. x: [B, P, D] -> [B, P, D]."""
+
+    slopes: Tensor
 
     def __init__(self, width: int, heads: int, hidden: int, *, causal: bool) -> None:
         super().__init__()
@@ -172,17 +175,20 @@ class ExactStack(nn.Module):
         hidden = min(1024, 4 * width)
         self.blocks = nn.ModuleList(ExactBlock(width, heads, hidden, causal=causal) for _ in range(layers))
 
+    def _each(self) -> list[ExactBlock]:
+        return cast("list[ExactBlock]", list(self.blocks))
+
     def forward(self, x: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
         """valid: bool [B, P]. fast: float attention, for training only."""
-        bias = self.blocks[0].training_bias(x.shape[1], valid) if fast else None
-        for block in self.blocks:
+        bias = self._each()[0].training_bias(x.shape[1], valid) if fast else None
+        for block in self._each():
             x = block(x, bias, valid)
         return x
 
     def caches(self, lanes: int) -> list[StepCache]:
-        return [block.cache(lanes) for block in self.blocks]
+        return [block.cache(lanes) for block in self._each()]
 
     def step(self, x: Tensor, position: int, caches: list[StepCache]) -> Tensor:
-        for block, cache in zip(self.blocks, caches, strict=True):
+        for block, cache in zip(self._each(), caches, strict=True):
             x = block.step(x, position, cache)
         return x

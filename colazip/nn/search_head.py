@@ -21,6 +21,8 @@ class SearchHead(nn.Module):
     The rows learn which tokens matter and where they point; the states bring in context.
     """
 
+    codebook: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.states = ExactLinear(config.encoder.width, config.vector, norm=True, zero=True)

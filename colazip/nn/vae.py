@@ -7,7 +7,7 @@ a coarser code of the same latent.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class LatentContext(nn.Module):
 
     def _head(self, group: int, context: Tensor, known: Tensor) -> Tensor:
         """Logits of one group [..., C / G, 3], log2 units; known: the channels before it [..., g * C / G]."""
-        first, last = self.heads[group]
+        first, last = cast("tuple[ExactLinear, ExactLinear]", tuple(cast(nn.ModuleList, self.heads[group])))
         x = context + self.mix[group](known) if group else context
         x = x + torch.relu(first(x)).square()
         y = last(x)
@@ -192,6 +192,10 @@ class ExactCoder(nn.Module):
 
 class TokenReadout(nn.Module):
     """Token states -> class logits, then slot logits of a class. The vocabulary is factored for speed."""
+
+    class_of: Tensor
+    slot_of: Tensor
+    token_of: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -102,7 +102,7 @@ def _vectors(
     tokens, counts = to_tensors(batch, device)
     if not states:
         real = torch.arange(tokens.shape[1], device=device)[None] < counts[:, None]
-        table, weights = head.tokens.weight, real.float()
+        table, weights = head.tokens.trainable, real.float()
         sums = functional.embedding_bag(tokens, table, mode="sum", per_sample_weights=weights)
         return functional.normalize(sums, dim=-1)
     patches = tokens.unflatten(1, (-1, vae.config.patch))
@@ -123,10 +123,10 @@ def _evaluate(vae: TextVAE, head: SearchHead, pairs: Pairs, device: torch.device
 
 def _informative_rows(store: TokenStore, head: SearchHead) -> Tensor:
     """Random directions, short for common tokens (weights of SIF, Arora et al. 2017)."""
-    frequency = np.bincount(np.asarray(store.tokens[:20_000_000]), minlength=head.tokens.weight.shape[0])
+    frequency = np.bincount(np.asarray(store.tokens[:20_000_000]), minlength=head.tokens.trainable.shape[0])
     share = torch.from_numpy(frequency / frequency.sum()).float()
-    return torch.randn_like(head.tokens.weight) * (1e-3 / (1e-3 + share))[:, None].to(
-        head.tokens.weight.device
+    return torch.randn_like(head.tokens.trainable) * (1e-3 / (1e-3 + share))[:, None].to(
+        head.tokens.trainable.device
     )
 
 
@@ -146,7 +146,7 @@ def train_search_head(
     torch.manual_seed(schedule.seed)
     head = SearchHead(vae.config).to(device).train()
     with torch.no_grad():
-        head.tokens.weight.copy_(_informative_rows(train, head))
+        head.tokens.trainable.copy_(_informative_rows(train, head))
     stages = [
         Descent(head, [torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=1e-4)])
         for lr in (schedule.token_lr, schedule.joint_lr)
@@ -217,8 +217,8 @@ def fit_quantizer(
     values, vectors = torch.linalg.eigh(sample.t() @ sample / len(sample))
     order = _balance(values.clamp_min(1e-9), slices, width)
     rotation = vectors[:, order].t().float().to(device)  # rows are the new axes
-    head.states.weight.copy_(rotation @ head.states.weight)
-    head.tokens.weight.copy_(head.tokens.weight @ rotation.t())
+    head.states.trainable.copy_(rotation @ head.states.trainable)
+    head.tokens.trainable.copy_(head.tokens.trainable @ rotation.t())
     rotated = (sample.float() @ rotation.cpu().t()).view(-1, slices, width)
     generator = torch.Generator().manual_seed(schedule.seed)
     for m in range(slices):

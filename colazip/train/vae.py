@@ -78,7 +78,8 @@ class RateControl:
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
     """Muon (arXiv 2502.16982) for the matrices inside the transformers, AdamW for everything else."""
-    inner, outer = [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (inner if parameter.ndim == 2 and ".stack." in name else outer).append(parameter)
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import numpy as np
@@ -199,8 +200,9 @@ def test_damaged_blocks_never_give_other_text(data: st.DataObject) -> None:
     else:
         del body[at:]
     layers[name] = bytes(body)
-    with pytest.raises(FormatError):
-        codec.decode_blocks([Block(block.count, layers)])
+    with contextlib.suppress(FormatError):
+        # Some bits of a zstd frame say nothing about its content.
+        assert codec.decode_blocks([Block(block.count, layers)]) == [parts] and name == PLAIN
 
 
 def test_hostile_counts_are_bounded() -> None:
