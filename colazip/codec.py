@@ -21,10 +21,10 @@ from colazip.classical import ClassicalCoder
 from colazip.entropy import StreamDecoder, cost_bits, encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
-from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, check_layers
 from colazip.nn.exact import PRECISION, frequencies
 from colazip.nn.search_head import assign_codes, unit
-from colazip.nn.vae import coarse_plane, token_history
+from colazip.nn.vae import coarse_plane, token_history, valid_patches
 from colazip.pretrained import Model, load
 from colazip.wire import Reader, varint, varints
 
@@ -56,8 +56,6 @@ class Codec:
     batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
     the result. A Codec may be used by one thread at a time.
     """
-
-    block_bytes = BLOCK_BYTES
 
     def __init__(self, model: Model, *, batch_size: int = 64) -> None:
         if batch_size < 1:
@@ -156,17 +154,10 @@ class Codec:
             raise ModelMismatchError(f"blob was coded with model {head.hex()}…, this one is {self.id[:8]}…")
         reader = Reader(body, "blob")
         blocks = []
-        left = len(body)
-        while left:
+        while reader.left:
             mask = reader.take(1)[0]
-            layers, used = {}, 1
-            for i, name in enumerate((*LAYERS, PLAIN)):
-                if mask >> i & 1:
-                    size = reader.varint(left)
-                    layers[name] = reader.take(size)
-                    used += size + len(varint(size))
-            left -= used
-            blocks.append(Block(1, layers))
+            present = [name for i, name in enumerate((*LAYERS, PLAIN)) if mask >> i & 1]
+            blocks.append(Block(1, {name: reader.take(reader.varint(reader.left)) for name in present}))
         return blocks
 
     # -- blocks: what archives store
@@ -191,7 +182,7 @@ class Codec:
 
         The result does not depend on what else is in the call, on the batch size, or on threads.
         """
-        wanted = _check_layers(layers)
+        wanted = check_layers(layers)
         result: list[Block] = []
         with torch.inference_mode():
             for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
@@ -241,9 +232,7 @@ class Codec:
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         with torch.inference_mode():
             for lo, x, counts in self._batches(lanes, lambda i: tokens[lanes.block[i]]):
-                valid = _valid(counts, x.shape[1], self._patch)
-                _, hidden = self._vae.encode(x, valid)
-                pooled = self.model.search(hidden, x, counts).double().cpu().numpy()
+                _, pooled = self._encode(x, counts)
                 np.add.at(sums, lanes.block[lo : lo + len(x)], pooled)
         return unit(sums)
 
@@ -293,13 +282,16 @@ class Codec:
         coded_tokens = iter(self.model.tokenizer.encode(flat))
         tokens = [[next(coded_tokens) for _ in parts] for parts in blocks]
         lanes = lay_out([[len(t) for t in parts] for parts in tokens], self._segment, self._patch)
-        coded: list[_Coded] = []
-        for _, x, counts in self._batches(lanes, lambda i: tokens[lanes.block[i]][lanes.part[i]]):
-            coded.extend(self._run(x, counts, exact=EXACT in layers))
-        # Without a layer that gives text back there is nothing to fall back to.
-        plain = [
-            self._choose_plain(b, p, lanes, coded) if GIST in layers else {} for b, p in enumerate(blocks)
-        ]
+        batches = self._batches(lanes, lambda i: tokens[lanes.block[i]][lanes.part[i]])
+        if GIST not in layers:  # vectors alone: nothing to code, and no text to fall back to
+            sums = [row for _, x, counts in batches for row in self._encode(x, counts)[1]]
+            return [
+                Block(len(parts), {SEARCH: self._search_layer(b, len(parts), {}, lanes, sums)})
+                for b, parts in enumerate(blocks)
+            ]
+        coded = [row for _, x, counts in batches for row in self._run(x, counts, exact=EXACT in layers)]
+        sums = [row.vector for row in coded]
+        plain = [self._choose_plain(b, parts, lanes, coded) for b, parts in enumerate(blocks)]
         kept = lay_out(
             [[0 if p in plain[b] else len(t) for p, t in enumerate(parts)] for b, parts in enumerate(tokens)],
             self._segment,
@@ -313,7 +305,7 @@ class Codec:
         for b, parts in enumerate(blocks):
             made: dict[str, bytes] = {}
             if SEARCH in layers:
-                made[SEARCH] = self._search_layer(b, len(parts), plain[b], lanes, coded)
+                made[SEARCH] = self._search_layer(b, len(parts), plain[b], lanes, sums)
             counts_head = varints(0 if p in plain[b] else len(t) + 1 for p, t in enumerate(tokens[b]))
             made[GIST] = counts_head + gist[b]
             if EXACT in layers:
@@ -323,26 +315,28 @@ class Codec:
                     varint(len(payload) << 1 | kind) + payload
                     for _, (kind, payload) in sorted(plain[b].items())
                 )
-            result.append(Block(len(parts), {n: v for n, v in made.items() if n in (*layers, PLAIN)}))
+            result.append(Block(len(parts), made))
         return result
+
+    def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
+        """(levels float32 [B, P, C], search sums float64 [B, D]) of one batch of lanes."""
+        levels, hidden = self._vae.encode(x, valid_patches(counts, x.shape[1], self._patch))
+        return levels, self.model.search(hidden, x, counts).double().cpu().numpy()
 
     def _run(self, x: Tensor, counts: Tensor, *, exact: bool) -> list[_Coded]:
         """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B]."""
         vae = self._vae
-        valid = _valid(counts, x.shape[1], self._patch)
-        levels, hidden = vae.encode(x, valid)
-        sums = self.model.search(hidden, x, counts).double().cpu().numpy()
+        valid = valid_patches(counts, x.shape[1], self._patch)
+        levels, sums = self._encode(x, counts)
         coarse = coarse_plane(levels)
         fine = levels - 3.0 * coarse
         size = valid.sum(1).tolist()
         at = valid.nonzero(as_tuple=True)
         coarse_symbols = (coarse[at] + 1).long()
         coarse_pairs = _pairs(vae.context(coarse, valid)[at].flatten(0, 1), coarse_symbols.flatten())
-        table = vae.refiner(coarse, valid)[at]
-        table = table.gather(2, coarse_symbols[..., None, None].expand(*table.shape[:2], 1, table.shape[3]))[
-            :, :, 0
-        ]
-        fine_pairs = _pairs(table.flatten(0, 1), (fine[at] + 1).long().flatten())
+        fine_pairs = _pairs(
+            vae.refiner.fine(coarse, valid)[at].flatten(0, 1), (fine[at] + 1).long().flatten()
+        )
         channels = levels.shape[2]
         split_at = np.cumsum(size)[:-1]
         coarse_rows = np.split(coarse_pairs.reshape(2, -1, channels), split_at, axis=1)
@@ -386,20 +380,26 @@ class Codec:
         return chosen
 
     def _search_layer(
-        self, b: int, count: int, plain: dict[int, tuple[int, bytes]], lanes: Lanes, coded: list[_Coded]
+        self,
+        b: int,
+        count: int,
+        plain: dict[int, tuple[int, bytes]],
+        lanes: Lanes,
+        sums: Sequence[np.ndarray],
     ) -> bytes:
-        sums: dict[int, np.ndarray] = {}
-        for i in np.flatnonzero(lanes.block == b):
+        """Bitmap and codes of one block. sums: float64 [D] of each lane."""
+        pooled: dict[int, np.ndarray] = {}
+        for i in np.flatnonzero(lanes.block == b).tolist():
             part = int(lanes.part[i])
             if part not in plain:
-                sums[part] = sums.get(part, 0.0) + coded[i].vector
+                pooled[part] = pooled.get(part, 0.0) + sums[i]
         bitmap = np.zeros(count, np.uint8)
-        slots = sorted(sums)
+        slots = sorted(pooled)
         bitmap[slots] = 1
         head = np.packbits(bitmap, bitorder="little").tobytes()
         if not slots:
             return head
-        return head + assign_codes(unit(np.stack([sums[s] for s in slots])), self._codebook).tobytes()
+        return head + assign_codes(unit(np.stack([pooled[s] for s in slots])), self._codebook).tobytes()
 
     @staticmethod
     def _streams(count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
@@ -458,12 +458,10 @@ class Codec:
             plane = coarse[lo:hi, : int(lanes.patches[lo])]
             patches = torch.from_numpy(lanes.patches[lo:hi].copy()).to(self._device)
             valid = torch.arange(plane.shape[1], device=self._device)[None] < patches[:, None]
-            table = vae.refiner(plane, valid)
-            index = (plane + 1).long()[..., None, None].expand(*plane.shape, 1, table.shape[-1])
-            table = table.gather(3, index)[:, :, :, 0]
+            logits = vae.refiner.fine(plane, valid)
             order = np.argsort(lanes.block[lo:hi], kind="stable")
             picked = valid[torch.from_numpy(order)]
-            logits = table[torch.from_numpy(order)][picked]
+            logits = logits[torch.from_numpy(order)][picked]
             streams = np.repeat(lanes.block[lo:hi][order], lanes.patches[lo:hi][order] * config.channels)
             found = _decode(decoder, streams, logits.flatten(0, 1)).view(-1, config.channels)
             fine = torch.zeros(*picked.shape, config.channels, device=self._device)
@@ -575,24 +573,8 @@ def _as_bytes(record: str | bytes) -> bytes:
     return bytes(record)
 
 
-def _check_layers(layers: Sequence[str]) -> tuple[str, ...]:
-    wanted = tuple(n for n in LAYERS if n in layers)
-    if unknown := [n for n in layers if n not in LAYERS]:
-        raise UsageError(f"no layer {unknown[0]!r}: choose from {', '.join(LAYERS)}")
-    if not wanted:
-        raise UsageError(f"no layer named: choose from {', '.join(LAYERS)}")
-    if EXACT in wanted and GIST not in wanted:
-        raise UsageError("the exact layer is coded given the gist: pack both")
-    return wanted
-
-
 def _checksum(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "little")
-
-
-def _valid(counts: Tensor, patches: int, patch: int) -> Tensor:
-    """Which patches of each segment hold tokens: bool [B, P]."""
-    return torch.arange(patches, device=counts.device)[None] * patch < counts[:, None]
 
 
 def _pairs(logits: Tensor, symbols: Tensor) -> np.ndarray:

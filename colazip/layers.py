@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from colazip.errors import UsageError
+
 SEARCH = "search"
 GIST = "gist"
 EXACT = "exact"
@@ -19,6 +21,17 @@ PLAIN = "plain"
 
 BLOCK_BYTES = 64 * 1024  # text bytes of a block at most
 BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never fill it
+
+
+def check_layers(layers: Sequence[str]) -> tuple[str, ...]:
+    """The layers in their own order; raises UsageError for a set that can't be packed."""
+    if isinstance(layers, str) or not set(layers) <= set(LAYERS):
+        raise UsageError(f"layers must be among {', '.join(LAYERS)}, not {', '.join(map(str, layers))}")
+    if not layers:
+        raise UsageError("at least one layer is needed")
+    if EXACT in layers and GIST not in layers:
+        raise UsageError("the exact layer is coded given the gist: keep both, or neither")
+    return tuple(layer for layer in LAYERS if layer in layers)
 
 
 @dataclass(frozen=True)

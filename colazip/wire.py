@@ -48,6 +48,11 @@ class Reader:
             raise FormatError(f"{self._what}: a length of {value}, at most {limit} can be")
         return value
 
+    @property
+    def left(self) -> int:
+        """Bytes not read yet."""
+        return len(self._data) - self._at
+
     def rest(self) -> bytes:
         return self.take(len(self._data) - self._at)
 

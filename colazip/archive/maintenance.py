@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from colazip.archive.blocks import drop_layers
 from colazip.archive.format import BLOCKS
 from colazip.archive.output import AtomicFile
-from colazip.archive.writer import Container, check_layers
+from colazip.archive.writer import Container
 from colazip.errors import FormatError, MissingLayerError, UsageError
-from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, check_layers
 
 if TYPE_CHECKING:
     from colazip.archive.reader import Archive

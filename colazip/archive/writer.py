@@ -27,7 +27,16 @@ from colazip.archive.output import AtomicFile
 from colazip.archive.record import PackSummary, Record
 from colazip.archive.rows import dump_rows
 from colazip.errors import InputError, UsageError
-from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, ArchiveCodec, Block
+from colazip.layers import (
+    BLOCK_BYTES,
+    BLOCK_PARTS,
+    EXACT,
+    LAYERS,
+    PLAIN,
+    ArchiveCodec,
+    Block,
+    check_layers,
+)
 from colazip.version import __version__
 
 # A group is closed after so many blocks where a block ends with a record; after twice as many, in any case.
@@ -81,17 +90,6 @@ def pack(
             text_bytes=gatherer.text_bytes,
             file_bytes=file.size,
         )
-
-
-def check_layers(layers: Sequence[str]) -> tuple[str, ...]:
-    """The layers in their own order; raises UsageError for a set that can't be packed."""
-    if isinstance(layers, str) or not set(layers) <= set(LAYERS):
-        raise UsageError(f"layers must be among {', '.join(LAYERS)}, not {', '.join(map(str, layers))}")
-    if not layers:
-        raise UsageError("an archive needs at least one layer")
-    if EXACT in layers and GIST not in layers:
-        raise UsageError("the exact layer is coded given the gist: keep both, or neither")
-    return tuple(layer for layer in LAYERS if layer in layers)
 
 
 class Container:

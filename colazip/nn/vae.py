@@ -123,6 +123,12 @@ class Refiner(nn.Module):
         x = self.stack(self.enter(LatentContext._input(coarse)), valid, fast=fast)
         return self.leave(x).unflatten(-1, (self.channels, PLANE, PLANE))
 
+    def fine(self, coarse: Tensor, valid: Tensor) -> Tensor:
+        """Logits of the fine plane under the coarse plane that is there: [B, P, C] -> [B, P, C, 3]."""
+        table = self(coarse, valid)
+        index = (coarse + 1).long()[..., None, None].expand(*coarse.shape, 1, PLANE)
+        return table.gather(3, index)[:, :, :, 0]
+
 
 class Decoder(nn.Module):
     """Latents -> features; features -> states of the K tokens of a patch at once (the gist reading)."""
@@ -269,3 +275,8 @@ def token_history(tokens: Tensor) -> Tensor:
     padded = nn.functional.pad(tokens, (3, 0))
     length = tokens.shape[1]
     return torch.stack([padded[:, 3 - j : 3 - j + length] for j in (1, 2, 3)], -1)
+
+
+def valid_patches(counts: Tensor, patches: int, patch: int) -> Tensor:
+    """Which patches hold tokens: token counts int64 [B] -> bool [B, P]. patch: tokens a patch."""
+    return torch.arange(patches, device=counts.device)[None] * patch < counts[:, None]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from colazip.nn.search_head import SearchHead, assign_codes
-from colazip.nn.vae import TextVAE
+from colazip.nn.vae import TextVAE, valid_patches
 from colazip.train.data import Batch, TokenStore
 from colazip.train.optimize import (
     Descent,
@@ -106,7 +106,7 @@ def _vectors(
         sums = functional.embedding_bag(tokens, table, mode="sum", per_sample_weights=weights)
         return functional.normalize(sums, dim=-1)
     patches = tokens.unflatten(1, (-1, vae.config.patch))
-    valid = torch.arange(patches.shape[1], device=device)[None] * vae.config.patch < counts[:, None]
+    valid = valid_patches(counts, patches.shape[1], vae.config.patch)
     with torch.no_grad():
         hidden = vae.encode(patches, valid).hidden
     return functional.normalize(head(hidden, patches, counts), dim=-1)
