@@ -22,9 +22,10 @@ from colazip.entropy import StreamDecoder, cost_bits, encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, check_layers
+from colazip.memory import BlockMemory, recall
 from colazip.nn.exact import PRECISION, frequencies
 from colazip.nn.search_head import assign_codes, unit
-from colazip.nn.vae import coarse_plane, token_history, valid_patches
+from colazip.nn.vae import cell_index, cell_plane, coarse_plane, real_tokens, token_history
 from colazip.pretrained import Model, load
 from colazip.wire import Reader, varint, varints
 
@@ -38,8 +39,8 @@ _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 class _Coded:
     """Symbols of one lane in (start, freq) pairs, and what the layers of its part need."""
 
-    coarse: np.ndarray  # [2, P, C]
-    fine: np.ndarray  # [2, P, C]
+    coarse: np.ndarray  # [2, T]: a cell a token
+    fine: np.ndarray  # [2, T]
     tokens: np.ndarray | None  # [2, T, 2]: class and slot of each token
     vector: np.ndarray  # float64 [D], a sum on the search head's grid
 
@@ -231,7 +232,7 @@ class Codec:
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         with torch.inference_mode():
-            for lo, x, counts in self._batches(lanes, lambda i: tokens[lanes.block[i]]):
+            for lo, x, counts in self._batches(lanes, _token_table([[t] for t in tokens], lanes)):
                 _, pooled = self._encode(x, counts)
                 np.add.at(sums, lanes.block[lo : lo + len(x)], pooled)
         return unit(sums)
@@ -250,29 +251,38 @@ class Codec:
     def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
         """Gist reading of one segment: levels [P, C] -> tokens int64 [count]."""
         with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(levels, np.float32))[None].to(self._device)
+            x = torch.from_numpy(np.array(levels, np.float32))[None].to(self._device)
+            x.flatten()[count * self.model.config.channels :] = 0.0  # tokens that pad the last patch
             valid = torch.ones(1, x.shape[1], dtype=torch.bool, device=self._device)
             states = self._vae.decoder.read(self._vae.decoder(x, valid)[0]).flatten(0, 1)[:count]
             return self._vae.readout.best(states).cpu().numpy()
 
     # -- encoding
 
-    def _batches(self, lanes: Lanes, tokens_of: object) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(first lane, tokens int64 [B, P, K], counts int64 [B]); lanes come longest first, so padding is
-        small."""
+    def _batches(self, lanes: Lanes, table: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(first lane, tokens int64 [B, P, K], counts int64 [B]) from tokens int64 [L, T]; lanes come longest
+        first, so padding is small."""
         for lo in range(0, len(lanes), self.batch_size):
             hi = min(lo + self.batch_size, len(lanes))
             width = int(lanes.patches[lo]) * self._patch
             x = np.zeros((hi - lo, width), np.int64)
-            for row in range(lo, hi):
-                start, count = lanes.start[row], lanes.count[row]
-                x[row - lo, :count] = tokens_of(row)[start : start + count]  # type: ignore[operator]
+            kept = min(width, table.shape[1])
+            x[:, :kept] = table[lo:hi, :kept]
             counts = torch.from_numpy(lanes.count[lo:hi].copy())
             yield (
                 lo,
                 torch.from_numpy(x).view(hi - lo, -1, self._patch).to(self._device),
                 counts.to(self._device),
             )
+
+    def _part(self, guesses: np.ndarray | None, lo: int, x: Tensor) -> Tensor | None:
+        """Guesses [2, L, T] of the batch of lanes x [B, P, K] that begins with lane lo: [2, B, P * K]."""
+        if guesses is None:
+            return None
+        part = np.zeros((2, len(x), x.shape[1] * x.shape[2]), np.int64)
+        kept = min(part.shape[2], guesses.shape[2])
+        part[:, :, :kept] = guesses[:, lo : lo + len(x), :kept]
+        return torch.from_numpy(part).to(self._device)
 
     def _encode_some(self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...]) -> list[Block]:
         flat = [part for parts in blocks for part in parts]
@@ -282,24 +292,27 @@ class Codec:
         coded_tokens = iter(self.model.tokenizer.encode(flat))
         tokens = [[next(coded_tokens) for _ in parts] for parts in blocks]
         lanes = lay_out([[len(t) for t in parts] for parts in tokens], self._segment, self._patch)
-        batches = self._batches(lanes, lambda i: tokens[lanes.block[i]][lanes.part[i]])
+        table = _token_table(tokens, lanes)
         if GIST not in layers:  # vectors alone: nothing to code, and no text to fall back to
-            sums = [row for _, x, counts in batches for row in self._encode(x, counts)[1]]
+            sums = [row for _, x, counts in self._batches(lanes, table) for row in self._encode(x, counts)[1]]
             return [
                 Block(len(parts), {SEARCH: self._search_layer(b, len(parts), {}, lanes, sums)})
                 for b, parts in enumerate(blocks)
             ]
-        coded = [row for _, x, counts in batches for row in self._run(x, counts, exact=EXACT in layers)]
+        coded = self._code(lanes, table, exact=EXACT in layers)
         sums = [row.vector for row in coded]
         plain = [self._choose_plain(b, parts, lanes, coded) for b, parts in enumerate(blocks)]
-        kept = lay_out(
-            [[0 if p in plain[b] else len(t) for p, t in enumerate(parts)] for b, parts in enumerate(tokens)],
-            self._segment,
-            self._patch,
-        )
         alive = [i for i in range(len(lanes)) if lanes.part[i] not in plain[lanes.block[i]]]
+        kept = lanes.subset(alive)
         rows = [coded[i] for i in alive]
-        gist = self._streams(len(blocks), kept, [_gist_symbols(r, self.model.config.groups) for r in rows])
+        if EXACT in layers:
+            # Parts that went to PLAIN are not in the memory that the decoder will have: their blocks again.
+            again = [i for i in range(len(kept)) if plain[kept.block[i]]]
+            if again:
+                renewed = self._code(kept.subset(again), table[alive][again], exact=True)
+                for i, row in zip(again, renewed, strict=True):
+                    rows[i] = row
+        gist = self._streams(len(blocks), kept, [_gist_symbols(r) for r in rows])
         exact = self._streams(len(blocks), kept, [_exact_symbols(r) for r in rows]) if EXACT in layers else []
         result = []
         for b, parts in enumerate(blocks):
@@ -319,46 +332,52 @@ class Codec:
         return result
 
     def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
-        """(levels float32 [B, P, C], search sums float64 [B, D]) of one batch of lanes."""
-        levels, hidden = self._vae.encode(x, valid_patches(counts, x.shape[1], self._patch))
+        """(levels float32 [B, P, K * C], search sums float64 [B, D]) of one batch of lanes."""
+        levels, hidden = self._vae.encode(x, real_tokens(counts, x))
         return levels, self.model.search(hidden, x, counts).double().cpu().numpy()
 
-    def _run(self, x: Tensor, counts: Tensor, *, exact: bool) -> list[_Coded]:
-        """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B]."""
-        vae = self._vae
-        valid = valid_patches(counts, x.shape[1], self._patch)
+    def _code(self, lanes: Lanes, table: np.ndarray, *, exact: bool) -> list[_Coded]:
+        """Every lane of the tokens int64 [L, T]. The lanes of a block must all be there."""
+        guesses = np.stack(recall(table, lanes.block, lanes.count)) if exact else None
+        return [
+            row
+            for lo, x, counts in self._batches(lanes, table)
+            for row in self._run(x, counts, self._part(guesses, lo, x))
+        ]
+
+    def _run(self, x: Tensor, counts: Tensor, guesses: Tensor | None) -> list[_Coded]:
+        """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], for the exact layer
+        the block memory's guesses and their kinds int64 [2, B, P * K]."""
+        vae, channels = self._vae, self.model.config.channels
+        real = real_tokens(counts, x)
+        valid = real[..., 0]
         levels, sums = self._encode(x, counts)
         coarse = coarse_plane(levels)
         fine = levels - 3.0 * coarse
-        size = valid.sum(1).tolist()
-        at = valid.nonzero(as_tuple=True)
-        coarse_symbols = (coarse[at] + 1).long()
-        coarse_pairs = _pairs(vae.context(coarse, valid)[at].flatten(0, 1), coarse_symbols.flatten())
-        fine_pairs = _pairs(
-            vae.refiner.fine(coarse, valid)[at].flatten(0, 1), (fine[at] + 1).long().flatten()
-        )
-        channels = levels.shape[2]
-        split_at = np.cumsum(size)[:-1]
-        coarse_rows = np.split(coarse_pairs.reshape(2, -1, channels), split_at, axis=1)
-        fine_rows = np.split(fine_pairs.reshape(2, -1, channels), split_at, axis=1)
+        split_at = np.cumsum(counts.tolist())[:-1]
+        coarse_pairs = _pairs(vae.context(coarse, valid)[real], cell_index(coarse, channels)[real])
+        fine_pairs = _pairs(vae.refiner.fine(coarse, valid)[real], cell_index(fine, channels)[real])
+        coarse_rows = np.split(coarse_pairs, split_at, axis=1)
+        fine_rows = np.split(fine_pairs, split_at, axis=1)
         token_rows: list[np.ndarray] | None = None
-        if exact:
-            real = torch.arange(x.shape[1] * self._patch, device=x.device)[None] < counts[:, None]
+        if guesses is not None:
             features = vae.decoder(levels, valid)
             states = vae.exact.patches(features, vae.embed_patches(x), valid)
-            slots = vae.exact.slots(states).unflatten(-1, (self._patch, -1)).flatten(1, 2)[real]
-            flat = x.flatten(1)
-            states = vae.exact.tokens(slots, token_history(flat)[real], vae.embed)
-            targets = flat[real]
+            slots = vae.exact.slots(states).unflatten(-1, (self._patch, -1))[real]
+            flat, is_token = x.flatten(1), real.flatten(1)
+            history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
+            states = vae.exact.tokens(slots, history, guess, kind, vae.embed)
+            guessed = vae.exact.weigh(states, guess, kind)
+            targets = flat[is_token]
             classes = vae.readout.class_of[targets]
             pairs = np.stack(
                 [
-                    _pairs(vae.readout.classes(states), classes),
-                    _pairs(vae.readout.slots(states, classes), vae.readout.slot_of[targets]),
+                    _pairs(vae.readout.class_logits(states, guessed), classes),
+                    _pairs(vae.readout.slot_logits(states, classes, guessed), vae.readout.slot_of[targets]),
                 ],
                 -1,
             )
-            token_rows = np.split(pairs, np.cumsum(counts.tolist())[:-1], axis=1)
+            token_rows = np.split(pairs, split_at, axis=1)
         return [
             _Coded(coarse_rows[i], fine_rows[i], token_rows[i] if token_rows else None, sums[i])
             for i in range(len(x))
@@ -433,44 +452,48 @@ class Codec:
             yield some
 
     def _decode_gist(self, some: _Opened) -> Tensor:
-        """Latent levels of all lanes, float32 [L, P, C], zero behind a lane's end."""
-        vae, lanes, config = self._vae, some.lanes, self.model.config
+        """Latent levels of all lanes, float32 [L, P, K * C], zero behind a lane's end."""
+        vae, lanes, patch, channels = self._vae, some.lanes, self._patch, self.model.config.channels
         decoder = StreamDecoder(some.gist_streams)
         longest = int(lanes.patches.max(initial=0))
-        coarse = torch.zeros(len(lanes), longest, config.channels, device=self._device)
+        coarse = torch.zeros(len(lanes), longest, patch * channels, device=self._device)
         caches = vae.context.stack.caches(len(lanes))
-        each = config.channels // config.groups
         for i in range(longest):
             n = lanes.active_patches(i)
-            order = lanes.by_block(n)
             context = vae.context.step(coarse[:n, i - 1] if i else None, n, i, caches)
-            for g in range(config.groups):
-                logits = vae.context.step_logits(g, context, coarse[:n, i, : g * each])[
-                    torch.from_numpy(order)
-                ]
-                found = _decode(decoder, np.repeat(lanes.block[order], each), logits.flatten(0, 1))
-                coarse[torch.from_numpy(order), i, g * each : (g + 1) * each] = (
-                    found.view(n, each) - 1
-                ).float()
+            for k in range(patch):
+                m = lanes.active(i * patch + k)
+                if not m:
+                    break
+                order = lanes.by_block(m)
+                rows = torch.from_numpy(order)
+                logits = vae.context.step_logits(k, context[:m], coarse[:m, i, : k * channels])[rows]
+                found = _decode(decoder, lanes.block[order], logits)
+                coarse[rows, i, k * channels : (k + 1) * channels] = cell_plane(found[:, None], channels)
         levels = torch.zeros_like(coarse)
-        for lo in range(0, len(lanes), self.batch_size):
-            hi = min(lo + self.batch_size, len(lanes))
-            plane = coarse[lo:hi, : int(lanes.patches[lo])]
-            patches = torch.from_numpy(lanes.patches[lo:hi].copy()).to(self._device)
-            valid = torch.arange(plane.shape[1], device=self._device)[None] < patches[:, None]
-            logits = vae.refiner.fine(plane, valid)
+        for lo, hi, width in self._slices(lanes):
+            plane = coarse[lo:hi, :width]
+            real = self._real(lanes, lo, hi, width)
             order = np.argsort(lanes.block[lo:hi], kind="stable")
-            picked = valid[torch.from_numpy(order)]
-            logits = logits[torch.from_numpy(order)][picked]
-            streams = np.repeat(lanes.block[lo:hi][order], lanes.patches[lo:hi][order] * config.channels)
-            found = _decode(decoder, streams, logits.flatten(0, 1)).view(-1, config.channels)
-            fine = torch.zeros(*picked.shape, config.channels, device=self._device)
-            fine[picked] = (found - 1).float()
-            levels[torch.from_numpy(order + lo), : plane.shape[1]] = (
-                plane[torch.from_numpy(order)] * 3.0 + fine
-            )
+            rows = torch.from_numpy(order)
+            picked = real[rows]
+            logits = vae.refiner.fine(plane, real[..., 0])[rows][picked]
+            streams = np.repeat(lanes.block[lo:hi][order], lanes.count[lo:hi][order])
+            fine = torch.zeros(*picked.shape, channels, device=self._device)
+            fine[picked] = cell_plane(_decode(decoder, streams, logits)[:, None], channels)
+            levels[rows + lo, :width] = plane[rows] * 3.0 + fine.flatten(-2)
         decoder.finish()
         return levels
+
+    def _slices(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
+        """(first lane, end, patches of the longest) of batches of lanes."""
+        for lo in range(0, len(lanes), self.batch_size):
+            yield lo, min(lo + self.batch_size, len(lanes)), int(lanes.patches[lo])
+
+    def _real(self, lanes: Lanes, lo: int, hi: int, width: int) -> Tensor:
+        """Which tokens of lanes lo..hi are there, bool [B, width, K]."""
+        counts = torch.from_numpy(lanes.count[lo:hi].copy()).to(self._device)
+        return torch.arange(width * self._patch, device=self._device).view(width, -1) < counts[:, None, None]
 
     def _decode_exact(self, some: _Opened, streams: list[bytes]) -> list[np.ndarray]:
         """Tokens of every lane, int64 [T] each."""
@@ -480,12 +503,10 @@ class Codec:
             longest = int(lanes.patches.max(initial=0))
             assert some.levels is not None
             features = torch.zeros(len(lanes), longest, self.model.config.decoder.width, device=self._device)
-            for lo in range(0, len(lanes), self.batch_size):
-                hi = min(lo + self.batch_size, len(lanes))
-                width = int(lanes.patches[lo])
-                patches = torch.from_numpy(lanes.patches[lo:hi].copy()).to(self._device)
-                valid = torch.arange(width, device=self._device)[None] < patches[:, None]
+            for lo, hi, width in self._slices(lanes):
+                valid = self._real(lanes, lo, hi, width)[..., 0]
                 features[lo:hi, :width] = vae.decoder(some.levels[lo:hi, :width], valid)
+            memory = BlockMemory(len(some.blocks))
             # Three tokens of padding in front, so that the tokens before the first are padding.
             tokens = torch.zeros(len(lanes), 3 + longest * patch, dtype=torch.int64, device=self._device)
             caches = vae.exact.stack.caches(len(lanes))
@@ -503,12 +524,16 @@ class Codec:
                     if not m:
                         break
                     history = tokens[:m, at : at + 3].flip(1)
+                    recalled = memory.guess(lanes.block[:m], history.cpu().numpy())
                     order = torch.from_numpy(lanes.by_block(m))
-                    inner = vae.exact.tokens(states[:m, k], history, vae.embed)[order]
+                    guess, kind = (torch.from_numpy(r).to(self._device)[order] for r in recalled)
+                    inner = vae.exact.tokens(states[:m, k][order], history[order], guess, kind, vae.embed)
+                    guessed = vae.exact.weigh(inner, guess, kind)
                     blocks = lanes.block[order.numpy()]
-                    classes = _decode(decoder, blocks, vae.readout.classes(inner))
-                    slots = _decode(decoder, blocks, vae.readout.slots(inner, classes))
+                    classes = _decode(decoder, blocks, vae.readout.class_logits(inner, guessed))
+                    slots = _decode(decoder, blocks, vae.readout.slot_logits(inner, classes, guessed))
                     tokens[order, 3 + at] = vae.readout.token_of[classes, slots]
+                    memory.learn(tokens[:m, 3 + at].cpu().numpy())
             decoder.finish()
             table = tokens[:, 3:].cpu().numpy()
             return [table[i, : lanes.count[i]] for i in range(len(lanes))]
@@ -573,6 +598,15 @@ def _as_bytes(record: str | bytes) -> bytes:
     return bytes(record)
 
 
+def _token_table(tokens: Sequence[Sequence[np.ndarray]], lanes: Lanes) -> np.ndarray:
+    """Tokens of every lane, int64 [L, T], zero behind its end."""
+    table = np.zeros((len(lanes), int(lanes.count.max(initial=0))), np.int64)
+    for i in range(len(lanes)):
+        start, count = lanes.start[i], lanes.count[i]
+        table[i, :count] = tokens[lanes.block[i]][lanes.part[i]][start : start + count]
+    return table
+
+
 def _checksum(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "little")
 
@@ -593,13 +627,11 @@ def _decode(decoder: StreamDecoder, streams: np.ndarray, logits: Tensor) -> Tens
     return torch.from_numpy(decoder.decode(streams, cdf.cpu().numpy())).to(logits.device)
 
 
-def _gist_symbols(row: _Coded, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coarse symbols at moment (patch, group), then all fine ones of the lane."""
-    patches, channels = row.coarse.shape[1:]
-    moment = np.arange(patches)[:, None] * groups + np.arange(channels)[None] // (channels // groups)
-    pairs = np.concatenate([row.coarse.reshape(2, -1), row.fine.reshape(2, -1)], axis=1)
-    last = np.full(patches * channels, np.iinfo(np.int64).max)
-    return pairs, np.concatenate([moment.ravel(), last])
+def _gist_symbols(row: _Coded) -> tuple[np.ndarray, np.ndarray]:
+    """Coarse cell of token t at moment t, then all fine ones of the lane."""
+    tokens = row.coarse.shape[1]
+    last = np.full(tokens, np.iinfo(np.int64).max)
+    return np.concatenate([row.coarse, row.fine], axis=1), np.concatenate([np.arange(tokens), last])
 
 
 def _exact_symbols(row: _Coded) -> tuple[np.ndarray, np.ndarray]:

@@ -29,8 +29,7 @@ class ModelConfig:
     patch: int = 4  # tokens a latent
     segment: int = 256  # patches that see each other; a longer part is several segments
     embedding: int = 96
-    channels: int = 6  # latent channels a patch
-    groups: int = 2  # channels of a group are coded together, groups one after the other
+    channels: int = 2  # latent channels a token
     encoder: StackConfig = field(default_factory=lambda: StackConfig(256, 2, 4))
     context: StackConfig = field(default_factory=lambda: StackConfig(192, 2, 4))
     refiner: StackConfig = field(default_factory=lambda: StackConfig(192, 1, 4))

@@ -26,6 +26,11 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.block)
 
+    def subset(self, which: Sequence[int]) -> Lanes:
+        """Some of the lanes, in ascending order."""
+        at = np.array(which, np.int64)
+        return Lanes(self.block[at], self.part[at], self.start[at], self.count[at], self.patches[at])
+
     def active(self, position: int) -> int:
         """Lanes with more than `position` tokens: a prefix."""
         return int(np.searchsorted(-self.count, -position, side="left"))

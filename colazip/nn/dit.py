@@ -84,19 +84,19 @@ class DiT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, self.block = config.prior.width, config.prior_block
-        self.channels, self.layers = config.channels, config.prior.layers
+        self.channels, self.layers = config.patch * config.channels, config.prior.layers
         self.head_width = width // config.prior.heads
-        self.enter = nn.Linear(config.channels, width)
+        self.enter = nn.Linear(self.channels, width)
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU())
         self.modulate = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(_Block(width, config.prior.heads) for _ in range(config.prior.layers))
-        self.leave = nn.Linear(width, config.channels)
+        self.leave = nn.Linear(width, self.channels)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
         # Standard deviation of each channel over the training text: the network sees unit variance.
-        self.register_buffer("deviation", torch.ones(config.channels))
+        self.register_buffer("deviation", torch.ones(self.channels))
 
     def _modulation(self, t: Tensor) -> Tensor:
         """t [...] in 0..1 -> [..., 6 D]."""

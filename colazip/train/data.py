@@ -11,9 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from colazip.errors import InputError
+from colazip.lanes import lay_out
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
+from colazip.memory import recall
 from colazip.tokenizer import Tokenizer
 
 _CHUNK = 4096  # records read and tokenized at once
+_BLOCKS_AT_ONCE = 64
+_LANE = 1024  # tokens of a lane, about what the codec takes
 
 
 def read_texts(
@@ -85,14 +90,16 @@ def _read_jsonl(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Tokens of all records back to back, and where each record ends.
+    """Tokens of all records back to back, where each record ends, and what a block's memory guesses at each.
 
-    tokens: uint16 or uint32 [N], memory-mapped. ends: int64 [R].
+    tokens, guess: uint16 [N], kind: uint8 [N], all memory-mapped. ends: int64 [R].
     """
 
     tokens: np.ndarray
     ends: np.ndarray
     text_bytes: int
+    guess: np.ndarray
+    kind: np.ndarray
 
     @classmethod
     def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer) -> TokenStore:
@@ -100,7 +107,6 @@ class TokenStore:
         if (folder / "meta.json").exists():
             return cls.open(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        dtype = np.uint16 if tokenizer.size <= 65536 else np.uint32
         ends: list[int] = []
         total = text_bytes = 0
         with (folder / "tokens.bin").open("wb") as out:
@@ -108,7 +114,7 @@ class TokenStore:
                 data = [t.encode("utf-8", "surrogatepass") for t in chunk]
                 text_bytes += sum(map(len, data))
                 for tokens in tokenizer.encode(data):
-                    out.write(tokens.astype(dtype).tobytes())
+                    out.write(tokens.astype(np.uint16).tobytes())
                     total += len(tokens)
                     ends.append(total)
                 print(f"\rtokenized {text_bytes / 1e6:.0f} MB", end="", file=sys.stderr)
@@ -116,9 +122,9 @@ class TokenStore:
         if not ends:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))
-        (folder / "meta.json").write_text(
-            json.dumps({"dtype": np.dtype(dtype).name, "text_bytes": text_bytes})
-        )
+        tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
+        _write_guesses(folder, tokens, np.array(ends, np.int64), tokenizer.lengths)
+        (folder / "meta.json").write_text(json.dumps({"text_bytes": text_bytes}))
         return cls.open(folder)
 
     @classmethod
@@ -126,11 +132,15 @@ class TokenStore:
         """Open what `build` wrote. Raises InputError if it is damaged."""
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
+            tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
+            guess = np.memmap(folder / "guess.bin", np.uint16, "r")
+            kind = np.memmap(folder / "kind.bin", np.uint8, "r")
             ends = np.load(folder / "ends.npy")
             if ends.ndim != 1 or ends[-1] != len(tokens) or (np.diff(ends) < 0).any():
                 raise ValueError("tokens and ends do not fit each other")
-            return cls(tokens, ends, meta["text_bytes"])
+            if len(guess) != len(tokens) or len(kind) != len(tokens):
+                raise ValueError("tokens and guesses do not fit each other")
+            return cls(tokens, ends, meta["text_bytes"], guess, kind)
         except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as e:
             raise InputError(f"{folder}: the tokenized text is damaged; delete that folder") from e
 
@@ -142,6 +152,51 @@ class TokenStore:
         within = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
         lo = starts[record] + within * length
         return np.stack([lo, np.minimum(lo + length, self.ends[record])], 1)
+
+
+def _write_guesses(folder: Path, tokens: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> None:
+    """What the memory of a block guesses at each token, the records standing in blocks as a writer fills them."""
+    starts = np.concatenate([[0], ends[:-1]])
+    with (folder / "guess.bin").open("wb") as guesses, (folder / "kind.bin").open("wb") as kinds:
+        blocks: list[list[tuple[int, int]]] = [[]]
+        room = BLOCK_BYTES
+
+        def flush() -> None:
+            guess, kind = _recall_blocks(tokens, blocks)
+            guesses.write(guess.tobytes())
+            kinds.write(kind.tobytes())
+            print(f"\rguessed {blocks[-1][-1][1] / len(tokens):.0%}", end="", file=sys.stderr)
+
+        for lo, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            while lo < end:
+                size = np.cumsum(lengths[np.asarray(tokens[lo : min(end, lo + BLOCK_BYTES)])])
+                hi = lo + max(1, int(np.searchsorted(size, BLOCK_BYTES, side="right")))
+                if size[hi - lo - 1] > room or len(blocks[-1]) == BLOCK_PARTS:
+                    if len(blocks) == _BLOCKS_AT_ONCE:
+                        flush()
+                        blocks.clear()
+                    blocks.append([])
+                    room = BLOCK_BYTES
+                blocks[-1].append((lo, hi))
+                room -= int(size[hi - lo - 1])
+                lo = hi
+        flush()
+    print(file=sys.stderr)
+
+
+def _recall_blocks(tokens: np.ndarray, blocks: list[list[tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses (uint16) and kinds (uint8) of consecutive spans of tokens, block by block."""
+    lanes = lay_out([[hi - lo for lo, hi in spans] for spans in blocks], _LANE, 1)
+    first = np.array([blocks[b][p][0] for b, p in zip(lanes.block, lanes.part, strict=True)]) + lanes.start
+    table = np.zeros((len(lanes), int(lanes.count.max(initial=0))), np.int64)
+    for row, (lo, count) in enumerate(zip(first, lanes.count, strict=True)):
+        table[row, :count] = tokens[lo : lo + count]
+    guess, kind = recall(table, lanes.block, lanes.count)
+    order = np.argsort(first, kind="stable")
+    return (
+        np.concatenate([guess[row, : lanes.count[row]] for row in order]).astype(np.uint16),
+        np.concatenate([kind[row, : lanes.count[row]] for row in order]).astype(np.uint8),
+    )
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -157,10 +212,12 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Segments padded to one length. tokens int64 [B, P * K]; counts int64 [B] tokens of each."""
+    """Segments padded to one length. tokens int64 [B, P * K]; counts int64 [B] tokens of each; guesses int64
+    [2, B, P * K]: what the block memory expects, and how (kinds)."""
 
     tokens: np.ndarray
     counts: np.ndarray
+    guesses: np.ndarray
 
 
 def batches(
@@ -203,18 +260,21 @@ def gather(store: TokenStore, segments: np.ndarray, patch: int) -> Batch:
     counts = segments[:, 1] - segments[:, 0]
     width = int(-(-counts.max() // patch)) * patch
     tokens = np.zeros((len(segments), width), np.int64)
+    guesses = np.zeros((2, *tokens.shape), np.int64)
     for row, (lo, hi) in enumerate(segments):
         tokens[row, : hi - lo] = store.tokens[lo:hi]
-    return Batch(tokens, counts)
+        guesses[0, row, : hi - lo] = store.guess[lo:hi]
+        guesses[1, row, : hi - lo] = store.kind[lo:hi]
+    return Batch(tokens, counts, guesses)
 
 
-def cluster_tokens(
-    store: TokenStore, vocabulary: int, classes: int, seed: int, sample: int = 20_000_000
-) -> np.ndarray:
-    """Group tokens that keep like company into classes of equal size: int64 [V].
+def company(
+    store: TokenStore, vocabulary: int, seed: int, sample: int = 20_000_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where tokens stand by the company they keep: (unit vectors float32 [V, 64], counts int64 [V]).
 
-    Neighbours are counted against the commonest tokens, weighted by pointwise mutual information, reduced by
-    a truncated SVD, and clustered by k-means with full classes closed.
+    Neighbours are counted against the commonest tokens, weighted by pointwise mutual information, and reduced
+    by a truncated SVD.
     """
     import torch
 
@@ -234,18 +294,25 @@ def cluster_tokens(
     pmi = torch.log1p(counts / (expected + 0.5))
     torch.manual_seed(seed)
     u, s, _ = torch.svd_lowrank(pmi, q=64, niter=4)
-    points = torch.nn.functional.normalize(u * s.sqrt(), dim=1)
+    return torch.nn.functional.normalize(u * s.sqrt(), dim=1).numpy(), frequency
+
+
+def cluster_tokens(points: np.ndarray, frequency: np.ndarray, classes: int) -> np.ndarray:
+    """Group tokens into classes of equal size, int64 [V], by k-means with full classes closed."""
+    import torch
+
+    spots = torch.from_numpy(points)
     rank = np.argsort(-frequency, kind="stable")
-    centres = points[torch.from_numpy(rank[:classes].copy())].clone()
-    size = vocabulary // classes
+    centres = spots[torch.from_numpy(rank[:classes].copy())].clone()
+    size = len(points) // classes
     for _ in range(12):
-        near = (points @ centres.t()).argmax(1)
+        near = (spots @ centres.t()).argmax(1)
         for c in range(classes):
             if (near == c).any():
-                centres[c] = torch.nn.functional.normalize(points[near == c].mean(0), dim=0)
-    similarity = (points @ centres.t()).numpy()
+                centres[c] = torch.nn.functional.normalize(spots[near == c].mean(0), dim=0)
+    similarity = (spots @ centres.t()).numpy()
     room = np.full(classes, size)
-    result = np.full(vocabulary, -1)
+    result = np.full(len(points), -1)
     for token in rank:  # common tokens choose first
         for c in np.argsort(-similarity[token], kind="stable"):
             if room[c]:
@@ -253,3 +320,32 @@ def cluster_tokens(
                 room[c] -= 1
                 break
     return result
+
+
+def latent_places(points: np.ndarray, frequency: np.ndarray, channels: int) -> np.ndarray:
+    """A first place in the latent grid for every token, levels -4..4 as float32 [V, C].
+
+    The points are cut in three along their widest direction, weight (counts ** 0.75) in equal shares, over and
+    over: once for each channel's coarse digit, then once for each fine one. Tokens of a cell keep like company,
+    and so do the cells of a coarse cell.
+    """
+    weight = (frequency + 1.0) ** 0.75
+    digits = np.zeros((len(points), 2 * channels), np.int64)
+    cells = [np.arange(len(points))]
+    for d in range(2 * channels):
+        finer = []
+        for cell in cells:
+            if len(cell) == 0:
+                continue
+            mass = weight[cell][:, None]
+            centred = points[cell] - (points[cell] * mass).sum(0) / mass.sum()
+            _, directions = np.linalg.eigh((centred * mass).T @ centred)
+            along = centred @ directions[:, -1]
+            order = np.argsort(along, kind="stable")
+            share = (np.cumsum(weight[cell][order]) - weight[cell][order] / 2) / weight[cell].sum()
+            digit = np.empty(len(cell), np.int64)
+            digit[order] = np.minimum(2, (share * 3).astype(np.int64))
+            digits[cell, d] = digit
+            finer.extend(cell[digit == k] for k in range(3))
+        cells = finer
+    return ((digits[:, :channels] - 1) * 3 + digits[:, channels:] - 1).astype(np.float32)

@@ -130,3 +130,8 @@ def check_finite(loss: torch.Tensor, norm: float, step: int, batch: Batch, folde
 def to_tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """tokens int64 [B, T], counts int64 [B]."""
     return torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.counts).to(device)
+
+
+def guesses(batch: Batch, device: torch.device) -> torch.Tensor:
+    """The block memory's guesses and their kinds, int64 [2, B, T]."""
+    return torch.from_numpy(batch.guesses).to(device)

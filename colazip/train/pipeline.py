@@ -17,7 +17,7 @@ from colazip.errors import InputError
 from colazip.pretrained import save_pretrained
 from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
-from colazip.train.data import TokenStore, cluster_tokens, read_texts
+from colazip.train.data import TokenStore, cluster_tokens, company, latent_places, read_texts
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_head import train_search_head
@@ -62,9 +62,14 @@ def run(
     tokenizer = _tokenizer(recipe, texts, data, out / "tokenizer.json")
     held_out = TokenStore.build(out / "validation", texts(validation), tokenizer)
     train = TokenStore.build(out / "train", texts(data), tokenizer)
-    classes = out / "classes.npy"
-    if not classes.exists():
-        np.save(classes, cluster_tokens(train, tokenizer.size, recipe.model.classes, recipe.vae.seed))
+    groups = out / "tokens.npz"
+    if not groups.exists():
+        points, frequency = company(train, tokenizer.size, recipe.vae.seed)
+        np.savez(
+            groups,
+            class_of=cluster_tokens(points, frequency, recipe.model.classes),
+            places=latent_places(points, frequency, recipe.model.channels),
+        )
 
     def started(stage: str) -> bool:
         return resume and (out / stage / "checkpoint.pt").exists()
@@ -74,7 +79,8 @@ def run(
         recipe.vae,
         train=train,
         validation=held_out,
-        class_of=np.load(classes),
+        class_of=np.load(groups)["class_of"],
+        places=np.load(groups)["places"],
         lengths=tokenizer.lengths,
         folder=_folder(out / "vae"),
         device=where,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from colazip.nn.dit import DiT
-from colazip.nn.vae import TextVAE, valid_patches
+from colazip.nn.vae import TextVAE, real_tokens
 from colazip.train.data import Batch, TokenStore, batches, gather
 from colazip.train.optimize import (
     Descent,
@@ -60,8 +60,8 @@ def flow_loss(prior: DiT, levels: Tensor, valid: Tensor, schedule: PriorSchedule
 def _latents(vae: TextVAE, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     tokens, counts = to_tensors(batch, device)
     patches = tokens.unflatten(1, (-1, vae.config.patch))
-    valid = valid_patches(counts, patches.shape[1], vae.config.patch)
-    return vae.encode(patches, valid).levels, valid
+    real = real_tokens(counts, patches)
+    return vae.encode(patches, real).levels, real[..., 0]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from colazip.nn.search_head import SearchHead, assign_codes
-from colazip.nn.vae import TextVAE, valid_patches
+from colazip.nn.vae import TextVAE, real_tokens
 from colazip.train.data import Batch, TokenStore
 from colazip.train.optimize import (
     Descent,
@@ -92,7 +92,7 @@ def _pad(rows: list[np.ndarray], patch: int) -> Batch:
     tokens = np.zeros((len(rows), -(-int(counts.max()) // patch) * patch), np.int64)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-    return Batch(tokens, counts)
+    return Batch(tokens, counts, np.zeros((2, *tokens.shape), np.int64))
 
 
 def _vectors(
@@ -106,9 +106,8 @@ def _vectors(
         sums = functional.embedding_bag(tokens, table, mode="sum", per_sample_weights=weights)
         return functional.normalize(sums, dim=-1)
     patches = tokens.unflatten(1, (-1, vae.config.patch))
-    valid = valid_patches(counts, patches.shape[1], vae.config.patch)
     with torch.no_grad():
-        hidden = vae.encode(patches, valid).hidden
+        hidden = vae.encode(patches, real_tokens(counts, patches)).hidden
     return functional.normalize(head(hidden, patches, counts), dim=-1)
 
 

@@ -20,6 +20,7 @@ from colazip.train.optimize import (
     Metrics,
     check_finite,
     fitting,
+    guesses,
     learning_rate,
     load_checkpoint,
     save_atomic,
@@ -111,7 +112,7 @@ def evaluate(
     for at in range(0, len(order), 16):
         batch = gather(store, segments[order[at : at + 16]], config.patch)
         x, counts = to_tensors(batch, device)
-        terms = compute(model, x, counts, Weights(1.0, 1.0, True), fast=False)
+        terms = compute(model, x, counts, guesses(batch, device), Weights(1.0, 1.0, True), fast=False)
         exact, gist, rate = exact + float(terms.exact), gist + float(terms.gist), rate + float(terms.rate)
         coarse += float(terms.coarse_rate)
         right += _gist_hits(model, x, counts)
@@ -133,7 +134,7 @@ def _gist_hits(model: TextVAE, x: torch.Tensor, counts: torch.Tensor) -> int:
     real = torch.arange(x.shape[1], device=x.device)[None] < counts[:, None]
     patches = x.unflatten(1, (-1, model.config.patch))
     valid = real.view(patches.shape)[..., 0]
-    levels, _ = model.encode(patches, valid)
+    levels, _ = model.encode(patches, real.view(patches.shape))
     states = model.decoder.read(model.decoder(levels, valid)[valid])
     keep = real.view(patches.shape)[valid]
     return int((model.readout.best(states[keep]) == patches[valid][keep]).sum())
@@ -146,6 +147,7 @@ def train_vae(
     train: TokenStore,
     validation: TokenStore,
     class_of: np.ndarray,
+    places: np.ndarray,
     lengths: np.ndarray,
     folder: Path,
     device: torch.device,
@@ -161,6 +163,7 @@ def train_vae(
     torch.manual_seed(schedule.seed)
     model = TextVAE(config)
     model.readout.set_classes(torch.from_numpy(class_of))
+    model.encoder.set_places(torch.from_numpy(places))
     if initial is not None and not resume:
         state = load_checkpoint(initial, device)
         with fitting(initial):
@@ -206,7 +209,9 @@ def train_vae(
             token_dropout=schedule.token_dropout if progress < schedule.exact_from else 0.0,
             coarse=schedule.coarse if step % schedule.coarse_every == 0 else 0.0,
         )
-        terms = compute(model, x, counts, weights, fast=progress < schedule.exact_from)
+        terms = compute(
+            model, x, counts, guesses(batch, device), weights, fast=progress < schedule.exact_from
+        )
         check_finite(terms.loss, descent.backward(terms.loss), step, batch, folder)
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
         descent.step(factor)

@@ -1,0 +1,77 @@
+"""What a block has said so far: guesses at the next token from the last time its context occurred.
+
+The match model of PPM and cmix, over tokens: cheap, adaptive, in integers. Lanes of a block advance together
+and share one memory, so that a short record profits from what its neighbours said a moment ago. The networks
+take a guess as input and learn how far to trust it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ORDERS = 3  # contexts of 1 to ORDERS tokens; the longest one that is known makes the guess
+RUNS = 4  # how often in a row the guess was right, counted up to RUNS - 1
+KINDS = 1 + ORDERS * RUNS  # kinds of guesses; kind 0 is none
+
+_SLOT_BITS = 15  # a block holds at most 2**16 tokens, many of them in contexts that came before
+_TAG_BITS = (
+    40  # of a context's hash, kept with the entry: a wrong match is as good as impossible, and harmless
+)
+_TOKEN_BITS, _RUN_BITS = 16, 2
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)[:, None]
+
+
+class BlockMemory:
+    """Memories of `blocks` blocks. Guess for all lanes first, then learn: lanes of one step don't see each
+    other."""
+
+    def __init__(self, blocks: int) -> None:
+        # One entry a slot: tag, runs, token, in this order from the top.
+        self._table = np.zeros((ORDERS * blocks) << _SLOT_BITS, np.uint64)
+        self._blocks = blocks
+
+    def guess(self, block: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """block int64 [n], tokens before int64 [n, ORDERS] (latest first) -> (guess int64 [n], kind int64
+        [n]). The guess is 0 where there is none."""
+        context = np.empty((ORDERS, len(block)), np.uint64)
+        context[0] = history[:, 0] + 1
+        for order in range(1, ORDERS):
+            context[order] = context[order - 1] << np.uint64(_TOKEN_BITS) | history[:, order].astype(
+                np.uint64
+            )
+        mixed = context * _ODD  # modulo 2**64
+        tag = (mixed >> np.uint64(8)) & np.uint64((1 << _TAG_BITS) - 1)
+        place = np.arange(ORDERS)[:, None] * self._blocks + block
+        slot = (place << _SLOT_BITS) + (mixed >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
+        entry = self._table[slot]
+        hit = entry >> np.uint64(_TOKEN_BITS + _RUN_BITS) == tag
+        token = (entry & np.uint64((1 << _TOKEN_BITS) - 1)).astype(np.int64)
+        runs = (entry >> np.uint64(_TOKEN_BITS) & np.uint64(RUNS - 1)).astype(np.int64)
+        self._asked = tag, slot, hit, token, runs
+        guess, kind = np.zeros(len(block), np.int64), np.zeros(len(block), np.int64)
+        for order in range(ORDERS):
+            guess = np.where(hit[order], token[order], guess)
+            kind = np.where(hit[order], 1 + order * RUNS + runs[order], kind)
+        return guess, kind
+
+    def learn(self, came: np.ndarray) -> None:
+        """The tokens that came, int64 [n], of the lanes last given to `guess`. Where lanes of a block meet in
+        a slot, the last lane stays (as NumPy assigns)."""
+        tag, slot, hit, token, runs = self._asked
+        runs = np.where(hit & (token == came), np.minimum(runs + 1, RUNS - 1), 0)
+        low = (runs << _TOKEN_BITS | came).astype(np.uint64)
+        self._table[slot] = tag << np.uint64(_TOKEN_BITS + _RUN_BITS) | low
+
+
+def recall(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses for all tokens of lanes, longest first: tokens int64 [L, T], block int64 [L] from 0, count
+    int64 [L] -> (guess int64 [L, T], kind int64 [L, T])."""
+    guess, kind = np.zeros_like(tokens), np.zeros_like(tokens)
+    memory = BlockMemory(int(block.max(initial=-1)) + 1)
+    padded = np.concatenate([np.zeros((len(tokens), ORDERS), np.int64), tokens], 1)
+    for at in range(int(count.max(initial=0))):
+        n = int(np.searchsorted(-count, -at, side="left"))
+        history = padded[:n, at : at + ORDERS][:, ::-1]
+        guess[:n, at], kind[:n, at] = memory.guess(block[:n], history)
+        memory.learn(padded[:n, at + ORDERS])
+    return guess, kind
