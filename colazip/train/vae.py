@@ -46,12 +46,12 @@ class VAESchedule:
     decay_from: float = 0.4
     weight_decay: float = 0.05
     gist: float = 0.5
-    coarse: float = 0.1
+    coarse: float = 0.2
     coarse_every: int = 4
-    rate_bits: float = 13.0
-    rate_cap: float = 0.6
-    latents_until: float = 0.08
-    joint_from: float = 0.08
+    rate_bits: float = 16.0
+    rate_cap: float = 0.8
+    latents_until: float = 0.04
+    joint_from: float = 0.04
     exact_from: float = 0.88
     token_dropout: float = 0.05
     evaluate_every: int = 500
