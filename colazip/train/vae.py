@@ -50,8 +50,8 @@ class VAESchedule:
     coarse_every: int = 4
     rate_bits: float = 16.0
     rate_cap: float = 0.8
-    latents_until: float = 0.04
-    joint_from: float = 0.04
+    latents_until: float = 0.01
+    joint_from: float = 0.01
     exact_from: float = 0.88
     token_dropout: float = 0.05
     evaluate_every: int = 500
