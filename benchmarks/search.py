@@ -50,7 +50,7 @@ def figures(scores: np.ndarray, relevant: list[dict[int, float]]) -> tuple[float
 def search(folders: tuple[Path, ...], model: Path | None) -> None:
     """Print a table of nDCG@10 and recall@10 for each FOLDER."""
     from colazip.codec import Codec
-    from colazip.nn.search_head import assign_codes
+    from colazip.vectors import assign_codes
 
     try:
         codec = Codec.from_pretrained(model)

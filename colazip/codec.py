@@ -9,46 +9,37 @@ coded stream a layer.
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from colazip.classical import ClassicalCoder
-from colazip.entropy import StreamDecoder, cost_bits, encode_streams
+from colazip.decode import decode_levels, decode_tokens, read_tokens
+from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, check_layers
-from colazip.memory import BlockMemory, recall
-from colazip.nn.exact import PRECISION, frequencies
-from colazip.nn.search_head import assign_codes, unit
-from colazip.nn.vae import cell_index, cell_plane, coarse_plane, real_tokens, token_history
 from colazip.pretrained import Model, load
+from colazip.vectors import assign_codes, unit
 from colazip.wire import Reader, varint, varints
+
+if TYPE_CHECKING:
+    from colazip.encode import Coded, LaneEncoder
+    from colazip.nn.steps import Networks
 
 _MAGIC = b"\xc0\x1a"
 _BLOB_VERSION = 1
 _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
-
-
-@dataclass
-class _Coded:
-    """Symbols of one lane in (start, freq) pairs, and what the layers of its part need."""
-
-    coarse: np.ndarray  # [2, T]: a cell a token
-    fine: np.ndarray  # [2, T]
-    tokens: np.ndarray | None  # [2, T, 2]: class and slot of each token
-    vector: np.ndarray  # float64 [D], a sum on the search head's grid
-
-    def gist_bits(self) -> float:
-        return float(cost_bits(self.coarse[1]).sum() + cost_bits(self.fine[1]).sum())
-
-    def exact_bits(self) -> float:
-        return 0.0 if self.tokens is None else float(cost_bits(self.tokens[1]).sum())
+# NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which NumPy
+# decodes once torch is there, and tokens up to which loading torch would not pay.
+_FEW_LANES = 8
+_FEW_TOKENS = 1 << 15
 
 
 class Codec:
@@ -64,16 +55,39 @@ class Codec:
         self.model = model
         self.batch_size = batch_size
         self._plain = ClassicalCoder()
-        self._vae = model.vae
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
-        self._device = next(model.vae.buffers()).device
-        self._codebook = model.search.codebook.cpu().numpy()
+        self._codebook = model.codebook
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str] | None = None, *, batch_size: int = 64) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
         return cls(load(path), batch_size=batch_size)
+
+    @cached_property
+    def _encoder(self) -> LaneEncoder:
+        from colazip.encode import LaneEncoder
+
+        return LaneEncoder(self.model.vae, self.model.search, self.batch_size)
+
+    def _few(self, lanes: Lanes) -> bool:
+        """Whether NumPy is the faster way to run these lanes."""
+        if "torch" in sys.modules and "vae" in self.model.__dict__:
+            return len(lanes) <= _FEW_LANES and self.model.vae.readout.token_of.device.type == "cpu"
+        return int(lanes.count.sum()) <= _FEW_TOKENS
+
+    @contextmanager
+    def _networks(self, lanes: Lanes) -> Iterator[Networks]:
+        """The implementation to decode these lanes with: NumPy's for a few of them, torch's for many."""
+        if self._few(lanes):
+            yield self.model.portable
+            return
+        import torch
+
+        from colazip.nn.steps import TorchNetworks
+
+        with torch.inference_mode():
+            yield TorchNetworks(self.model.vae)
 
     @property
     def id(self) -> str:
@@ -185,9 +199,8 @@ class Codec:
         """
         wanted = check_layers(layers)
         result: list[Block] = []
-        with torch.inference_mode():
-            for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
-                result.extend(self._encode_some(blocks[lo : lo + _BLOCKS_AT_ONCE], wanted))
+        for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
+            result.extend(self._encode_some(blocks[lo : lo + _BLOCKS_AT_ONCE], wanted))
         return result
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
@@ -196,7 +209,11 @@ class Codec:
         for some in self._open_blocks(blocks, (GIST, EXACT)):
             checksums = [Reader(b.layers[EXACT], "exact layer") for b in some.blocks]
             expected = [r.take(4) for r in checksums]
-            tokens = self._decode_exact(some, [r.rest() for r in checksums])
+            with self._networks(some.lanes) as net:
+                streams = [r.rest() for r in checksums]
+                tokens = decode_tokens(
+                    net, self.model.config, some.lanes, some.levels, streams, self.batch_size
+                )
             for b, parts in enumerate(self._texts(some, tokens)):
                 if _checksum(b"".join(parts)) != expected[b]:
                     raise FormatError("exact layer: the text does not match its checksum")
@@ -207,7 +224,8 @@ class Codec:
         """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN."""
         result: list[list[str]] = []
         for some in self._open_blocks(blocks, (GIST,)):
-            tokens = [self.read_levels(levels, count) for levels, count in some.latents()]
+            with self._networks(some.lanes) as net:
+                tokens = read_tokens(net, some.lanes, some.levels, self.batch_size)
             result.extend(
                 [p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens)
             )
@@ -231,10 +249,12 @@ class Codec:
         tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
-        with torch.inference_mode():
-            for lo, x, counts in self._batches(lanes, _token_table([[t] for t in tokens], lanes)):
-                _, pooled = self._encode(x, counts)
-                np.add.at(sums, lanes.block[lo : lo + len(x)], pooled)
+        table = _token_table([[t] for t in tokens], lanes)
+        if self._few(lanes):
+            rows = [self.model.vectors.sums(table[i, :n]) for i, n in enumerate(lanes.count)]
+        else:
+            rows = self._encoder.pool(lanes, table)
+        np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
 
     # -- latents, for the prior
@@ -250,39 +270,14 @@ class Codec:
 
     def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
         """Gist reading of one segment: levels [P, C] -> tokens int64 [count]."""
-        with torch.inference_mode():
-            x = torch.from_numpy(np.array(levels, np.float32))[None].to(self._device)
-            x.flatten()[count * self.model.config.channels :] = 0.0  # tokens that pad the last patch
-            valid = torch.ones(1, x.shape[1], dtype=torch.bool, device=self._device)
-            states = self._vae.decoder.read(self._vae.decoder(x, valid)[0]).flatten(0, 1)[:count]
-            return self._vae.readout.best(states).cpu().numpy()
+        x = np.array(levels, np.float32)[None]
+        x.reshape(-1)[count * self.model.config.channels :] = 0.0  # tokens that pad the last patch
+        patches = x.shape[1]
+        lane = Lanes(*(np.array([n], np.int64) for n in (0, 0, 0, count, patches)))
+        with self._networks(lane) as net:
+            return read_tokens(net, lane, x, 1)[0]
 
     # -- encoding
-
-    def _batches(self, lanes: Lanes, table: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(first lane, tokens int64 [B, P, K], counts int64 [B]) from tokens int64 [L, T]; lanes come longest
-        first, so padding is small."""
-        for lo in range(0, len(lanes), self.batch_size):
-            hi = min(lo + self.batch_size, len(lanes))
-            width = int(lanes.patches[lo]) * self._patch
-            x = np.zeros((hi - lo, width), np.int64)
-            kept = min(width, table.shape[1])
-            x[:, :kept] = table[lo:hi, :kept]
-            counts = torch.from_numpy(lanes.count[lo:hi].copy())
-            yield (
-                lo,
-                torch.from_numpy(x).view(hi - lo, -1, self._patch).to(self._device),
-                counts.to(self._device),
-            )
-
-    def _part(self, guesses: np.ndarray | None, lo: int, x: Tensor) -> Tensor | None:
-        """Guesses [2, L, T] of the batch of lanes x [B, P, K] that begins with lane lo: [2, B, P * K]."""
-        if guesses is None:
-            return None
-        part = np.zeros((2, len(x), x.shape[1] * x.shape[2]), np.int64)
-        kept = min(part.shape[2], guesses.shape[2])
-        part[:, :, :kept] = guesses[:, lo : lo + len(x), :kept]
-        return torch.from_numpy(part).to(self._device)
 
     def _encode_some(self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...]) -> list[Block]:
         flat = [part for parts in blocks for part in parts]
@@ -294,12 +289,12 @@ class Codec:
         lanes = lay_out([[len(t) for t in parts] for parts in tokens], self._segment, self._patch)
         table = _token_table(tokens, lanes)
         if GIST not in layers:  # vectors alone: nothing to code, and no text to fall back to
-            sums = [row for _, x, counts in self._batches(lanes, table) for row in self._encode(x, counts)[1]]
+            sums = self._encoder.pool(lanes, table)
             return [
                 Block(len(parts), {SEARCH: self._search_layer(b, len(parts), {}, lanes, sums)})
                 for b, parts in enumerate(blocks)
             ]
-        coded = self._code(lanes, table, exact=EXACT in layers)
+        coded = self._encoder.code(lanes, table, exact=EXACT in layers)
         sums = [row.vector for row in coded]
         plain = [self._choose_plain(b, parts, lanes, coded) for b, parts in enumerate(blocks)]
         alive = [i for i in range(len(lanes)) if lanes.part[i] not in plain[lanes.block[i]]]
@@ -309,11 +304,11 @@ class Codec:
             # Parts that went to PLAIN are not in the memory that the decoder will have: their blocks again.
             again = [i for i in range(len(kept)) if plain[kept.block[i]]]
             if again:
-                renewed = self._code(kept.subset(again), table[alive][again], exact=True)
+                renewed = self._encoder.code(kept.subset(again), table[alive][again], exact=True)
                 for i, row in zip(again, renewed, strict=True):
                     rows[i] = row
-        gist = self._streams(len(blocks), kept, [_gist_symbols(r) for r in rows])
-        exact = self._streams(len(blocks), kept, [_exact_symbols(r) for r in rows]) if EXACT in layers else []
+        gist = self._streams(len(blocks), kept, [r.gist_symbols() for r in rows])
+        exact = self._streams(len(blocks), kept, [r.exact_symbols() for r in rows]) if EXACT in layers else []
         result = []
         for b, parts in enumerate(blocks):
             made: dict[str, bytes] = {}
@@ -331,60 +326,8 @@ class Codec:
             result.append(Block(len(parts), made))
         return result
 
-    def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
-        """(levels float32 [B, P, K * C], search sums float64 [B, D]) of one batch of lanes."""
-        levels, hidden = self._vae.encode(x, real_tokens(counts, x))
-        return levels, self.model.search(hidden, x, counts).double().cpu().numpy()
-
-    def _code(self, lanes: Lanes, table: np.ndarray, *, exact: bool) -> list[_Coded]:
-        """Every lane of the tokens int64 [L, T]. The lanes of a block must all be there."""
-        guesses = np.stack(recall(table, lanes.block, lanes.count)) if exact else None
-        return [
-            row
-            for lo, x, counts in self._batches(lanes, table)
-            for row in self._run(x, counts, self._part(guesses, lo, x))
-        ]
-
-    def _run(self, x: Tensor, counts: Tensor, guesses: Tensor | None) -> list[_Coded]:
-        """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], for the exact layer
-        the block memory's guesses and their kinds int64 [2, B, P * K]."""
-        vae, channels = self._vae, self.model.config.channels
-        real = real_tokens(counts, x)
-        valid = real[..., 0]
-        levels, sums = self._encode(x, counts)
-        coarse = coarse_plane(levels)
-        fine = levels - 3.0 * coarse
-        split_at = np.cumsum(counts.tolist())[:-1]
-        coarse_pairs = _pairs(vae.context(coarse, valid)[real], cell_index(coarse, channels)[real])
-        fine_pairs = _pairs(vae.refiner.fine(coarse, valid)[real], cell_index(fine, channels)[real])
-        coarse_rows = np.split(coarse_pairs, split_at, axis=1)
-        fine_rows = np.split(fine_pairs, split_at, axis=1)
-        token_rows: list[np.ndarray] | None = None
-        if guesses is not None:
-            features = vae.decoder(levels, valid)
-            states = vae.exact.patches(features, vae.embed_patches(x), valid)
-            slots = vae.exact.slots(states).unflatten(-1, (self._patch, -1))[real]
-            flat, is_token = x.flatten(1), real.flatten(1)
-            history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
-            states = vae.exact.tokens(slots, history, guess, kind, vae.embed)
-            guessed = vae.exact.weigh(states, guess, kind)
-            targets = flat[is_token]
-            classes = vae.readout.class_of[targets]
-            pairs = np.stack(
-                [
-                    _pairs(vae.readout.class_logits(states, guessed), classes),
-                    _pairs(vae.readout.slot_logits(states, classes, guessed), vae.readout.slot_of[targets]),
-                ],
-                -1,
-            )
-            token_rows = np.split(pairs, split_at, axis=1)
-        return [
-            _Coded(coarse_rows[i], fine_rows[i], token_rows[i] if token_rows else None, sums[i])
-            for i in range(len(x))
-        ]
-
     def _choose_plain(
-        self, b: int, parts: Sequence[bytes], lanes: Lanes, coded: list[_Coded]
+        self, b: int, parts: Sequence[bytes], lanes: Lanes, coded: list[Coded]
     ) -> dict[int, tuple[int, bytes]]:
         """Parts of a block that a classical coder stores in fewer bytes: part -> (kind, payload)."""
         bits = np.zeros(len(parts))
@@ -447,96 +390,11 @@ class Codec:
                 raise MissingLayerError(f"the {name} layer was not packed, or was stripped")
         for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = _Opened(blocks[lo : lo + _BLOCKS_AT_ONCE], self)
-            with torch.inference_mode():
-                some.levels = self._decode_gist(some)
-            yield some
-
-    def _decode_gist(self, some: _Opened) -> Tensor:
-        """Latent levels of all lanes, float32 [L, P, K * C], zero behind a lane's end."""
-        vae, lanes, patch, channels = self._vae, some.lanes, self._patch, self.model.config.channels
-        decoder = StreamDecoder(some.gist_streams)
-        longest = int(lanes.patches.max(initial=0))
-        coarse = torch.zeros(len(lanes), longest, patch * channels, device=self._device)
-        caches = vae.context.stack.caches(len(lanes))
-        for i in range(longest):
-            n = lanes.active_patches(i)
-            context = vae.context.step(coarse[:n, i - 1] if i else None, n, i, caches)
-            for k in range(patch):
-                m = lanes.active(i * patch + k)
-                if not m:
-                    break
-                order = lanes.by_block(m)
-                rows = torch.from_numpy(order)
-                logits = vae.context.step_logits(k, context[:m], coarse[:m, i, : k * channels])[rows]
-                found = _decode(decoder, lanes.block[order], logits)
-                coarse[rows, i, k * channels : (k + 1) * channels] = cell_plane(found[:, None], channels)
-        levels = torch.zeros_like(coarse)
-        for lo, hi, width in self._slices(lanes):
-            plane = coarse[lo:hi, :width]
-            real = self._real(lanes, lo, hi, width)
-            order = np.argsort(lanes.block[lo:hi], kind="stable")
-            rows = torch.from_numpy(order)
-            picked = real[rows]
-            logits = vae.refiner.fine(plane, real[..., 0])[rows][picked]
-            streams = np.repeat(lanes.block[lo:hi][order], lanes.count[lo:hi][order])
-            fine = torch.zeros(*picked.shape, channels, device=self._device)
-            fine[picked] = cell_plane(_decode(decoder, streams, logits)[:, None], channels)
-            levels[rows + lo, :width] = plane[rows] * 3.0 + fine.flatten(-2)
-        decoder.finish()
-        return levels
-
-    def _slices(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
-        """(first lane, end, patches of the longest) of batches of lanes."""
-        for lo in range(0, len(lanes), self.batch_size):
-            yield lo, min(lo + self.batch_size, len(lanes)), int(lanes.patches[lo])
-
-    def _real(self, lanes: Lanes, lo: int, hi: int, width: int) -> Tensor:
-        """Which tokens of lanes lo..hi are there, bool [B, width, K]."""
-        counts = torch.from_numpy(lanes.count[lo:hi].copy()).to(self._device)
-        return torch.arange(width * self._patch, device=self._device).view(width, -1) < counts[:, None, None]
-
-    def _decode_exact(self, some: _Opened, streams: list[bytes]) -> list[np.ndarray]:
-        """Tokens of every lane, int64 [T] each."""
-        with torch.inference_mode():
-            vae, lanes, patch = self._vae, some.lanes, self._patch
-            decoder = StreamDecoder(streams)
-            longest = int(lanes.patches.max(initial=0))
-            assert some.levels is not None
-            features = torch.zeros(len(lanes), longest, self.model.config.decoder.width, device=self._device)
-            for lo, hi, width in self._slices(lanes):
-                valid = self._real(lanes, lo, hi, width)[..., 0]
-                features[lo:hi, :width] = vae.decoder(some.levels[lo:hi, :width], valid)
-            memory = BlockMemory(len(some.blocks))
-            # Three tokens of padding in front, so that the tokens before the first are padding.
-            tokens = torch.zeros(len(lanes), 3 + longest * patch, dtype=torch.int64, device=self._device)
-            caches = vae.exact.stack.caches(len(lanes))
-            for i in range(longest):
-                n = lanes.active_patches(i)
-                before = vae.embed_patches(tokens[:n, 3 + (i - 1) * patch : 3 + i * patch]) if i else None
-                if before is None:
-                    before = torch.zeros(n, patch * self.model.config.embedding, device=self._device)
-                states = vae.exact.slots(vae.exact.step(features[:n, i], before, i, caches)).unflatten(
-                    -1, (patch, -1)
+            with self._networks(some.lanes) as net:
+                some.levels = decode_levels(
+                    net, self.model.config, some.lanes, some.gist_streams, self.batch_size
                 )
-                for k in range(patch):
-                    at = i * patch + k
-                    m = lanes.active(at)
-                    if not m:
-                        break
-                    history = tokens[:m, at : at + 3].flip(1)
-                    recalled = memory.guess(lanes.block[:m], history.cpu().numpy())
-                    order = torch.from_numpy(lanes.by_block(m))
-                    guess, kind = (torch.from_numpy(r).to(self._device)[order] for r in recalled)
-                    inner = vae.exact.tokens(states[:m, k][order], history[order], guess, kind, vae.embed)
-                    guessed = vae.exact.weigh(inner, guess, kind)
-                    blocks = lanes.block[order.numpy()]
-                    classes = _decode(decoder, blocks, vae.readout.class_logits(inner, guessed))
-                    slots = _decode(decoder, blocks, vae.readout.slot_logits(inner, classes, guessed))
-                    tokens[order, 3 + at] = vae.readout.token_of[classes, slots]
-                    memory.learn(tokens[:m, 3 + at].cpu().numpy())
-            decoder.finish()
-            table = tokens[:, 3:].cpu().numpy()
-            return [table[i, : lanes.count[i]] for i in range(len(lanes))]
+            yield some
 
     def _texts(self, some: _Opened, tokens: Sequence[np.ndarray]) -> list[list[bytes]]:
         """Parts of each block from the tokens of its lanes and its plain frames."""
@@ -564,7 +422,7 @@ class _Opened:
         self.blocks = list(blocks)
         self.plain: list[dict[int, bytes]] = []
         self.gist_streams: list[bytes] = []
-        self.levels: Tensor | None = None
+        self.levels = np.zeros((0, 0, 0), np.float32)
         counts = []
         for block in self.blocks:
             if not 0 <= block.count <= BLOCK_PARTS:
@@ -587,9 +445,10 @@ class _Opened:
 
     def latents(self) -> list[tuple[np.ndarray, int]]:
         """(levels float32 [P, C], tokens) of every lane."""
-        assert self.levels is not None
-        table = self.levels.cpu().numpy()
-        return [(table[i, : self.lanes.patches[i]], int(self.lanes.count[i])) for i in range(len(self.lanes))]
+        return [
+            (self.levels[i, : self.lanes.patches[i]], int(self.lanes.count[i]))
+            for i in range(len(self.lanes))
+        ]
 
 
 def _as_bytes(record: str | bytes) -> bytes:
@@ -609,35 +468,3 @@ def _token_table(tokens: Sequence[Sequence[np.ndarray]], lanes: Lanes) -> np.nda
 
 def _checksum(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "little")
-
-
-def _pairs(logits: Tensor, symbols: Tensor) -> np.ndarray:
-    """Interval of each symbol [N] under its logits [N, A]: uint32 [2, N] of start and frequency."""
-    freq = frequencies(logits)
-    end = freq.cumsum(-1, dtype=torch.int32).gather(1, symbols[:, None])[:, 0]
-    mine = freq.gather(1, symbols[:, None])[:, 0]
-    return torch.stack([end - mine, mine]).cpu().numpy().astype(np.uint32)
-
-
-def _decode(decoder: StreamDecoder, streams: np.ndarray, logits: Tensor) -> Tensor:
-    """Next symbol of each row of logits [N, A]; rows of one stream stand together. int64 [N]."""
-    freq = frequencies(logits)
-    cdf = torch.zeros(len(freq), freq.shape[1] + 1, dtype=torch.int32, device=freq.device)
-    torch.cumsum(freq, -1, dtype=torch.int32, out=cdf[:, 1:])
-    return torch.from_numpy(decoder.decode(streams, cdf.cpu().numpy())).to(logits.device)
-
-
-def _gist_symbols(row: _Coded) -> tuple[np.ndarray, np.ndarray]:
-    """Coarse cell of token t at moment t, then all fine ones of the lane."""
-    tokens = row.coarse.shape[1]
-    last = np.full(tokens, np.iinfo(np.int64).max)
-    return np.concatenate([row.coarse, row.fine], axis=1), np.concatenate([np.arange(tokens), last])
-
-
-def _exact_symbols(row: _Coded) -> tuple[np.ndarray, np.ndarray]:
-    """Class at moment 2 t, slot at 2 t + 1 of token t."""
-    assert row.tokens is not None
-    return row.tokens.reshape(2, -1), np.arange(row.tokens.shape[1] * 2)
-
-
-assert PRECISION == 20  # the coder's tables and the networks' frequencies are one format

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
@@ -16,25 +18,72 @@ if TYPE_CHECKING:
     import torch
 
     from colazip.nn.dit import DiT
+    from colazip.nn.portable import PortableNetworks, PortableVectors
     from colazip.nn.search_head import SearchHead
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
 
-STREAM_VERSION = 1  # raised whenever the same weights would give other bytes
+STREAM_VERSION = 2  # raised whenever the same weights would give other bytes
 DEFAULT = Path(__file__).parent / "models" / "default"
 _MAX_FILE = 1 << 30
 
 
-@dataclass(frozen=True)
 class Model:
-    """A loaded model. `id` is the hash of all that decides a bit of what is stored."""
+    """A loaded model. `id` is the hash of all that decides a bit of what is stored.
 
-    id: str
-    config: ModelConfig
-    tokenizer: Tokenizer
-    vae: TextVAE
-    search: SearchHead
-    prior: DiT
+    Tensors are NumPy arrays as shipped. Networks are built when they are first asked for: those in NumPy
+    (`portable`, `vectors`) read archives without loading torch.
+    """
+
+    def __init__(
+        self, id: str, config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.ndarray]
+    ) -> None:
+        self.id, self.config, self.tokenizer, self._tensors = id, config, tokenizer, tensors
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """Centroids of the search codes, float32 [M, 256, D / M]."""
+        return self._tensors["search.codebook"]
+
+    @cached_property
+    def portable(self) -> PortableNetworks:
+        from colazip.nn.portable import PortableNetworks
+
+        return PortableNetworks(self.config, self._tensors)
+
+    @cached_property
+    def vectors(self) -> PortableVectors:
+        from colazip.nn.portable import PortableVectors
+
+        return PortableVectors(self.config, self._tensors)
+
+    @cached_property
+    def vae(self) -> TextVAE:
+        from colazip.nn.vae import TextVAE
+
+        vae = TextVAE(self.config)
+        _import(vae, "vae.", self._tensors)
+        return vae
+
+    @cached_property
+    def search(self) -> SearchHead:
+        from colazip.nn.search_head import SearchHead
+
+        search = SearchHead(self.config)
+        _import(search, "search.", self._tensors)
+        return search
+
+    @cached_property
+    def prior(self) -> DiT:
+        """Raises ModelError if the tensors do not fit the configuration."""
+        from colazip.nn.dit import DiT
+
+        prior = DiT(self.config)
+        try:
+            prior.load_state_dict(_import_prior(self._tensors))
+        except (RuntimeError, KeyError) as e:
+            raise ModelError("weights.safetensors: the prior's weights do not fit config.json") from e
+        return prior.eval().requires_grad_(False)
 
 
 def resolve(path: str | os.PathLike[str] | None) -> Path:
@@ -84,30 +133,19 @@ def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Install shipped tensors, each checked against the shape the configuration gives it."""
+def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:
+    """Install shipped tensors, whose shapes have been checked."""
     import torch
-
-    def take(name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        value = tensors.pop(prefix + name, None)
-        if value is None or value.shape != torch.Size(shape) or value.dtype != dtype:
-            raise ModelError(f"weights.safetensors: {prefix + name} is missing or of another shape or type")
-        if dtype.is_floating_point and not torch.isfinite(value).all():
-            raise ModelError(f"weights.safetensors: {prefix + name} holds values that are not finite")
-        return value
 
     exact = _exact_modules(root)
     for name, module in exact.items():
-        shape = module.weight.shape
-        module.freeze(
-            take(f"{name}.q", shape, torch.int8), take(f"{name}.scale", (*shape[:-1], 1), torch.float32)
-        )
+        q, scale = (torch.from_numpy(tensors[f"{prefix}{name}.{part}"]) for part in ("q", "scale"))
+        module.freeze(q, scale)
     inside = tuple(f"{n}." for n in exact)
     with torch.no_grad():
         for name, value in root.state_dict().items():
             if not name.startswith(inside):
-                small = torch.int32 if value.dtype == torch.int64 else torch.float32
-                value.copy_(take(name, value.shape, small))
+                value.copy_(torch.from_numpy(tensors[prefix + name]))
     root.requires_grad_(False)
     root.eval()
 
@@ -130,21 +168,23 @@ def _export_prior(prior: DiT) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _import_prior(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _import_prior(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    import torch
+
     state = {}
     for name, value in tensors.items():
-        key = name[len("prior.") :]
+        if not name.startswith("prior.") or name.endswith(".scale"):
+            continue
+        key, tensor = name[len("prior.") :], torch.from_numpy(value)
         if key.endswith(".q"):
-            state[key[:-2]] = value.float() * tensors[f"{name[:-2]}.scale"]
-        elif not key.endswith(".scale"):
-            state[key] = value
+            state[key[:-2]] = tensor.float() * torch.from_numpy(tensors[f"{name[:-2]}.scale"])
+        else:
+            state[key] = tensor
     return state
 
 
-def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch.Tensor]) -> str:
+def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.ndarray]) -> str:
     """Hash of stream version, shapes, token bytes and coding tensors; prior and name stand outside."""
-    import numpy as np
-
     digest = hashlib.sha256(f"colazip {STREAM_VERSION}\n".encode())
     shape = json.loads(config.to_json())
     for field in ("name", "prior", "prior_block"):
@@ -154,7 +194,7 @@ def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch
         digest.update(len(token).to_bytes(2, "little") + token)
     for name in sorted(tensors):
         if not name.startswith("prior."):
-            value = np.ascontiguousarray(tensors[name].cpu().numpy())
+            value = np.ascontiguousarray(tensors[name])
             digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
             digest.update(value.tobytes())
     return digest.hexdigest()[:32]
@@ -180,7 +220,7 @@ def save_pretrained(
     tensors = {**_export(vae, "vae."), **_export(search, "search.")}
     tensors.update(_export_prior(prior))
     tensors = {n: v.to("cpu", memory_format=torch.contiguous_format) for n, v in tensors.items()}
-    identity = model_id(config, tokenizer, tensors)
+    identity = model_id(config, tokenizer, {n: v.numpy() for n, v in tensors.items()})
     partial = folder / "weights.partial"
     save_file(tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
     os.chmod(partial, 0o644)  # the library writes it for the owner alone
@@ -196,9 +236,7 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
     damaged."""
     from safetensors import SafetensorError, safe_open
 
-    from colazip.nn.dit import DiT
-    from colazip.nn.search_head import SearchHead
-    from colazip.nn.vae import TextVAE
+    from colazip.nn.shapes import coding_shapes
     from colazip.tokenizer import Tokenizer
 
     folder = resolve(path)
@@ -209,41 +247,42 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
             f"{folder}: {tokenizer.size} tokens in tokenizer.json, {config.vocabulary} in config.json"
         )
     try:
-        with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        shapes = coding_shapes(config)
+    except ValueError as e:
+        raise ModelError(f"{folder / 'config.json'}: {e}") from e
+    try:
+        with safe_open(folder / "weights.safetensors", framework="np") as file:
             claimed = (file.metadata() or {}).get("id")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise ModelError(f"{folder / 'weights.safetensors'}: not readable ({e}): re-install the model") from e
     identity = model_id(config, tokenizer, tensors)
     if identity != claimed:
         raise ModelError(f"{folder}: the weights hash to {identity}, not to {claimed}: re-install the model")
-    try:
-        vae, search, prior = TextVAE(config), SearchHead(config), DiT(config)
-    except (ValueError, RuntimeError) as e:
-        raise ModelError(f"{folder / 'config.json'}: {e}") from e
-    _import(vae, "vae.", tensors)
-    _check_classes(vae)
-    _import(search, "search.", tensors)
-    try:
-        prior.load_state_dict(_import_prior(tensors))
-    except (RuntimeError, KeyError) as e:
-        raise ModelError(f"{folder}: the prior's weights do not fit config.json") from e
-    return Model(identity, config, tokenizer, vae, search, prior.eval().requires_grad_(False))
+    _check(tensors, shapes)
+    _check_classes(config, tensors)
+    return Model(identity, config, tokenizer, tensors)
 
 
-def _check_classes(vae: TextVAE) -> None:
+def _check(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    for name, (shape, dtype) in shapes.items():
+        value = tensors.get(name)
+        if value is None or value.shape != shape or value.dtype != dtype:
+            raise ModelError(f"weights.safetensors: {name} is missing or of another shape or type")
+    for name, value in tensors.items():
+        if name not in shapes and not name.startswith("prior."):
+            raise ModelError(f"weights.safetensors: {name} does not belong to this configuration")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelError(f"weights.safetensors: {name} holds values that are not finite")
+
+
+def _check_classes(config: ModelConfig, tensors: dict[str, np.ndarray]) -> None:
     """class_of, slot_of and token_of index each other; a lie would read outside of a table."""
-    import torch
-
-    readout = vae.readout
-    tokens = readout.token_of.flatten()
-    everything = torch.arange(len(tokens))
-    if not torch.equal(tokens.sort().values, everything) or not torch.equal(
-        readout.token_of[
-            readout.class_of.clamp(0, vae.config.classes - 1), readout.slot_of.clamp(0, vae.config.slots - 1)
-        ],
-        everything,
-    ):
+    class_of, slot_of = tensors["vae.readout.class_of"], tensors["vae.readout.slot_of"]
+    token_of = tensors["vae.readout.token_of"]
+    inside = (class_of >= 0) & (class_of < config.classes) & (slot_of >= 0) & (slot_of < config.slots)
+    everything = np.arange(config.vocabulary)
+    if not inside.all() or not np.array_equal(token_of[class_of, slot_of], everything):
         raise ModelError("weights.safetensors: the token classes are not a partition of the vocabulary")
 
 

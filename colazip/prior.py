@@ -13,7 +13,7 @@ from torch import Tensor
 from colazip.errors import UsageError
 from colazip.layers import GIST, PLAIN, Block
 from colazip.nn.dit import DiT, History
-from colazip.nn.vae import LEVEL
+from colazip.nn.grid import LEVEL
 
 if TYPE_CHECKING:
     from colazip.codec import Codec

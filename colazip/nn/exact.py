@@ -17,37 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-GRID = 127.0
-MAX_K = 1040  # 127 * 127 * 1040 < 2**24
-ATTENTION_KEYS = 512  # 255 * 127 * 512 < 2**24
+from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
 
-# Attention weights: exp2 in steps of 1/32, as integers of at most 8 bits. A weight under 1/510 of the
-# largest is 0.
-_EXP_STEPS = 32
-_EXP_TOP = 255
-# Frequencies: exp2 in steps of 1/32 over a range of 2**20.
-_FREQ_STEPS = 32
-_FREQ_BITS = 20
-PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entropy coder wants
-
-
-def _exp2_table(steps: int, count: int, top: int, floor: int) -> Tensor:
-    """round(top * 2**(-i / steps)) for i < count, at least `floor`."""
-    # decimal gives correctly rounded powers on every platform, where the C library's exp2 need not.
-    from decimal import Decimal, localcontext
-
-    with localcontext() as context:
-        context.prec = 40
-        root = Decimal(2) ** (Decimal(-1) / Decimal(steps))
-        values, value = [], Decimal(top)
-        for _ in range(count):
-            values.append(max(floor, int(value.to_integral_value())))
-            value *= root
-    return torch.tensor(values, dtype=torch.float32)
-
-
-ATTENTION_TABLE = _exp2_table(_EXP_STEPS, 10 * _EXP_STEPS, _EXP_TOP, 0)
-FREQUENCY_TABLE = _exp2_table(_FREQ_STEPS, _FREQ_BITS * _FREQ_STEPS, 2**_FREQ_BITS, 1)
+# Attention weights and frequencies: exp2 in steps of 1/32, as integers.
+_ATTENTION = torch.from_numpy(ATTENTION_TABLE)
+_FREQUENCY = torch.from_numpy(FREQUENCY_TABLE)
 
 
 @lru_cache(maxsize=1)
@@ -283,8 +257,8 @@ def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     2101.01321), with a table in place of the polynomial.
     """
     top = scores.amax(-1, keepdim=True)
-    step = torch.round((top - scores) * float(_EXP_STEPS)).clamp_max(len(ATTENTION_TABLE) - 1.0)
-    weights = ATTENTION_TABLE.to(scores.device)[step.to(torch.int32)]
+    step = torch.round((top - scores) * float(TABLE_STEPS)).clamp_max(len(_ATTENTION) - 1.0)
+    weights = _ATTENTION.to(scores.device)[step.to(torch.int32)]
     return weights, weights.sum(-1, keepdim=True)
 
 
@@ -295,8 +269,8 @@ def frequencies(logits: Tensor) -> Tensor:
     """
     count = logits.shape[-1]
     top = logits.amax(-1, keepdim=True)
-    step = torch.round((top - logits) * float(_FREQ_STEPS)).clamp_max(len(FREQUENCY_TABLE) - 1.0)
-    weights = FREQUENCY_TABLE.to(logits.device)[step.to(torch.int32)]
+    step = torch.round((top - logits) * float(TABLE_STEPS)).clamp_max(len(_FREQUENCY) - 1.0)
+    weights = _FREQUENCY.to(logits.device)[step.to(torch.int32)]
     # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below
     # 2**PRECISION.
     weights64 = weights.double()

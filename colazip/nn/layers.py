@@ -9,9 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from colazip.nn.exact import ATTENTION_KEYS, ExactLinear, integer_softmax, quantize_rows
+from colazip.nn.exact import ExactLinear, integer_softmax, quantize_rows
+from colazip.nn.grid import ATTENTION_KEYS, VALUE_STEPS
+from colazip.nn.shapes import hidden_width
 
-_VALUE_STEPS = 32.0  # attention values live on a grid of 1/32 within +-127/32
 _TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
 _LN2 = math.log(2.0)
 
@@ -97,7 +98,7 @@ class ExactBlock(nn.Module):
             half = torch.bfloat16
             mixed = nn.functional.scaled_dot_product_attention(
                 scaled.to(half), k.to(half), v.to(half), attn_mask=bias, scale=1.0
-            ).float() * (1.0 / _VALUE_STEPS)
+            ).float() * (1.0 / VALUE_STEPS)
         else:
             at = torch.arange(x.shape[1], device=x.device)
             distance = (at[:, None] - at[None, :]).abs().float()
@@ -108,7 +109,7 @@ class ExactBlock(nn.Module):
                 scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
             mixed = _mix(scores, v)
             if scores.requires_grad:
-                mixed = straight_through(torch.softmax(scores * _LN2, -1) @ v / _VALUE_STEPS, mixed)
+                mixed = straight_through(torch.softmax(scores * _LN2, -1) @ v / VALUE_STEPS, mixed)
         return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
 
     def cache(self, lanes: int) -> StepCache:
@@ -138,7 +139,7 @@ class ExactBlock(nn.Module):
 
 def _mix(scores: Tensor, v: Tensor) -> Tensor:
     weights, total = integer_softmax(scores)
-    return (weights @ v) / (total * _VALUE_STEPS)
+    return (weights @ v) / (total * VALUE_STEPS)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -163,7 +164,7 @@ def _round_rows(x: Tensor) -> Tensor:
 
 
 def _round_values(v: Tensor) -> Tensor:
-    scaled = (v * _VALUE_STEPS).clamp(-127.0, 127.0)
+    scaled = (v * VALUE_STEPS).clamp(-127.0, 127.0)
     return straight_through(scaled, torch.round(scaled)) if v.requires_grad else torch.round(scaled)
 
 
@@ -172,7 +173,7 @@ class ExactStack(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        hidden = min(1024, 4 * width)
+        hidden = hidden_width(width)
         self.blocks = nn.ModuleList(ExactBlock(width, heads, hidden, causal=causal) for _ in range(layers))
 
     def _each(self) -> list[ExactBlock]:

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from colazip.config import ModelConfig, StackConfig
 from colazip.memory import KINDS
 from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
+from colazip.nn.grid import LEVEL, PLANE
 from colazip.nn.layers import ExactStack, StepCache, straight_through
-
-LEVEL = 4  # latent levels reach from -LEVEL to LEVEL
-PLANE = 3  # symbols of a plane
 
 
 def _stack(config: StackConfig, *, causal: bool) -> ExactStack:

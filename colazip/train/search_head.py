@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from colazip.nn.search_head import SearchHead, assign_codes
+from colazip.nn.search_head import SearchHead
+from colazip.vectors import assign_codes
 from colazip.nn.vae import TextVAE, real_tokens
 from colazip.train.data import Batch, TokenStore
 from colazip.train.optimize import (

@@ -1,0 +1,50 @@
+"""Numbers that both implementations of the exact layers share, and the nested planes of the latents. No torch."""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import numpy as np
+
+GRID = 127.0  # operands of products are integers within +-GRID
+MAX_K = 1040  # 127 * 127 * 1040 < 2**24: sums of that many products are exact in float32
+ATTENTION_KEYS = 512  # 255 * 127 * 512 < 2**24
+VALUE_STEPS = 32.0  # attention values live on a grid of 1/32 within +-127/32
+TABLE_STEPS = 32  # tables of exp2 go in steps of 1/32
+PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entropy coder wants
+
+LEVEL = 4  # latent levels reach from -LEVEL to LEVEL
+PLANE = 3  # values of one channel in one plane
+
+
+def _exp2_table(count: int, top: int, floor: int) -> np.ndarray:
+    """round(top * 2**(-i / TABLE_STEPS)) for i < count, at least `floor`; float32."""
+    # decimal gives correctly rounded powers on every platform, where the C library's exp2 need not.
+    with localcontext() as context:
+        context.prec = 40
+        root = Decimal(2) ** (Decimal(-1) / Decimal(TABLE_STEPS))
+        values, value = [], Decimal(top)
+        for _ in range(count):
+            values.append(max(floor, int(value.to_integral_value())))
+            value *= root
+    return np.array(values, np.float32)
+
+
+# Attention weights are integers of at most 8 bits: one under 1/510 of the largest is 0.
+ATTENTION_TABLE = _exp2_table(10 * TABLE_STEPS, 255, 0)
+FREQUENCY_TABLE = _exp2_table(PRECISION * TABLE_STEPS, 2**PRECISION, 1)
+
+
+def cell_index(plane: np.ndarray, channels: int) -> np.ndarray:
+    """Plane values -1..1 [..., G * C] -> symbol of each token int64 [..., G], the first channel first."""
+    digits = (plane + 1).astype(np.int64).reshape(*plane.shape[:-1], -1, channels)
+    index = digits[..., 0]
+    for c in range(1, channels):
+        index = index * PLANE + digits[..., c]
+    return index
+
+
+def cell_plane(index: np.ndarray, channels: int) -> np.ndarray:
+    """Symbols int64 [...] -> plane values -1..1, float32 [..., C]."""
+    place = PLANE ** np.arange(channels - 1, -1, -1)
+    return (index[..., None] // place % PLANE - 1).astype(np.float32)
