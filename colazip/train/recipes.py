@@ -66,7 +66,7 @@ def tiny() -> Recipe:
 
 def default() -> Recipe:
     """The model inside the package: 15 M coding parameters, about an hour and a half on two cores."""
-    return Recipe(ModelConfig("default"), VAESchedule(6500), PriorSchedule(900), SearchSchedule(2500, 150))
+    return Recipe(ModelConfig("default"), VAESchedule(5200), PriorSchedule(900), SearchSchedule(2500, 150))
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "default": default}

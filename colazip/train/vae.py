@@ -49,7 +49,7 @@ class VAESchedule:
     coarse: float = 0.2
     coarse_every: int = 4
     rate_bits: float = 16.0
-    rate_cap: float = 0.8
+    rate_cap: float = 1.0
     latents_until: float = 0.01
     joint_from: float = 0.01
     exact_from: float = 0.88
