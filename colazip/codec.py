@@ -9,12 +9,11 @@ coded stream a layer.
 from __future__ import annotations
 
 import os
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -46,34 +45,56 @@ class Codec:
     """Codes text with one model. Use `Codec.from_pretrained()`.
 
     batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
-    the result. A Codec may be used by one thread at a time.
+    the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
+    the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. A Codec may
+    be used by one thread at a time.
     """
 
-    def __init__(self, model: Model, *, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int = 64,
+        device: str | None = None,
+        implementation: Literal["numpy", "torch"] | None = None,
+    ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")
+        if implementation == "numpy" and device not in (None, "cpu"):
+            raise UsageError("NumPy decodes on the CPU only")
+        self._implementation = implementation
         self.model = model
         self.batch_size = batch_size
+        self.device = device or "cpu"
         self._plain = ClassicalCoder()
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
         self._codebook = model.codebook
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str] | None = None, *, batch_size: int = 64) -> Codec:
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = 64,
+        device: str | None = None,
+        implementation: Literal["numpy", "torch"] | None = None,
+    ) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
-        return cls(load(path), batch_size=batch_size)
+        return cls(load(path), batch_size=batch_size, device=device, implementation=implementation)
 
     @cached_property
     def _encoder(self) -> LaneEncoder:
         from colazip.encode import LaneEncoder
 
-        return LaneEncoder(self.model.vae, self.model.search, self.batch_size)
+        return LaneEncoder(self.model.vae.to(self.device), self.model.search.to(self.device), self.batch_size)
 
     def _few(self, lanes: Lanes) -> bool:
         """Whether NumPy is the faster way to run these lanes."""
-        if "torch" in sys.modules and "vae" in self.model.__dict__:
-            return len(lanes) <= _FEW_LANES and self.model.vae.readout.token_of.device.type == "cpu"
+        if self.device != "cpu" or self._implementation:
+            return self._implementation == "numpy"
+        if "vae" in self.model.__dict__:  # torch is there
+            return len(lanes) <= _FEW_LANES
         return int(lanes.count.sum()) <= _FEW_TOKENS
 
     @contextmanager
@@ -87,7 +108,7 @@ class Codec:
         from colazip.nn.steps import TorchNetworks
 
         with torch.inference_mode():
-            yield TorchNetworks(self.model.vae)
+            yield TorchNetworks(self.model.vae.to(self.device))
 
     @property
     def id(self) -> str:

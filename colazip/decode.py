@@ -66,8 +66,7 @@ def decode_tokens(
     decoder = StreamDecoder(streams)
     longest = int(lanes.patches.max(initial=0))
     parts = [
-        net.features(levels[lo:hi, :width], lanes.count[lo:hi])
-        for lo, hi, width in _batches(lanes, batch)
+        net.features(levels[lo:hi, :width], lanes.count[lo:hi]) for lo, hi, width in _batches(lanes, batch)
     ]
     # Padding in front: the tokens before the first.
     tokens = np.zeros((len(lanes), ORDERS + longest * patch), np.int64)

@@ -1,0 +1,145 @@
+"""Are the bytes the same, whatever runs the networks? One line a way of running them.
+
+python -m benchmarks.exactness [FILE.parquet] [--sample N] [--model PATH] [--write FOLDER | --check FOLDER]
+
+Packs the same records by batches of 1, 7 and 64, on one thread and two, at every precision that torch offers
+for products of float32, and on a GPU where there is one, and compares every byte; then decodes them with
+torch, with NumPy alone, and on the GPU. `--write` keeps blocks and text for another machine, where `--check`
+decodes them and encodes the text again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgpack
+import numpy as np
+
+from benchmarks.corpus import read_corpus
+from colazip.codec import Codec
+from colazip.errors import ColazipError, InputError
+from colazip.layers import BLOCK_BYTES, Block
+
+DEFAULT_SAMPLE = 200
+
+
+def blocks_of(records: list[bytes]) -> list[list[bytes]]:
+    """Records in blocks of at most half the allowed size, so that there are several."""
+    blocks: list[list[bytes]] = [[]]
+    room = BLOCK_BYTES // 2
+    for record in records:
+        part = record[: BLOCK_BYTES // 2]
+        if len(part) > room:
+            blocks.append([])
+            room = BLOCK_BYTES // 2
+        blocks[-1].append(part)
+        room -= len(part)
+    return blocks
+
+
+def digest(blocks: list[Block]) -> str:
+    state = hashlib.sha256()
+    for block in blocks:
+        for name in sorted(block.layers):
+            state.update(f"{block.count} {name} {len(block.layers[name])}\n".encode())
+            state.update(block.layers[name])
+    return state.hexdigest()
+
+
+def encoders(model: Path | None) -> Iterator[tuple[str, Codec]]:
+    """(how, codec) of every way to encode; the way stays set until the next one is asked for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    for batch in (64, 7, 1):
+        yield f"torch on the CPU, batch {batch}", Codec.from_pretrained(model, batch_size=batch)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        yield f"torch on the CPU, {count} thread{'s' * (count > 1)}", Codec.from_pretrained(model)
+    torch.set_num_threads(threads)
+    for precision in ("high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        yield f"torch on the CPU, float32 products at {precision!r}", Codec.from_pretrained(model)
+    torch.set_float32_matmul_precision("highest")
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        yield f"torch on {name}", Codec.from_pretrained(model, device="cuda")
+
+
+def decoders(model: Path | None) -> Iterator[tuple[str, Codec]]:
+    """(how, codec) of every way to decode."""
+    import torch
+
+    yield "NumPy alone", Codec.from_pretrained(model, implementation="numpy")
+    yield "torch on the CPU", Codec.from_pretrained(model, implementation="torch")
+    if torch.cuda.is_available():
+        yield f"torch on {torch.cuda.get_device_name()}", Codec.from_pretrained(model, device="cuda")
+
+
+def say(good: bool, what: str) -> bool:
+    click.echo(f"{'same' if good else 'DIFFERENT'}  {what}")
+    return good
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--sample", default=DEFAULT_SAMPLE, show_default=True, type=click.IntRange(min=1))
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the embedded model.")
+@click.option("--write", type=click.Path(path_type=Path), help="Keep the blocks in this file.")
+@click.option("--check", type=click.Path(path_type=Path), help="Read blocks from this file, of any machine.")
+def exactness(
+    file: Path | None, sample: int, model: Path | None, write: Path | None, check: Path | None
+) -> None:
+    """Exit code 0 if every byte is the same."""
+    if check:
+        parts, reference = load(check)
+        expected = digest(reference)
+    else:
+        records = read_corpus(file, "text", sample).records if file else handbook(sample)
+        parts = blocks_of([*records, b"", bytes(range(256)), "👩‍🚀 naïve 漢字".encode()])
+        reference = Codec.from_pretrained(model).encode_blocks(parts)
+        expected = digest(reference)
+        if write:
+            save(write, parts, reference)
+    good = True
+    for how, codec in encoders(model):
+        good &= say(digest(codec.encode_blocks(parts)) == expected, f"encoded by {how}")
+    for how, codec in decoders(model):
+        good &= say(codec.decode_blocks(reference) == parts, f"decoded by {how}")
+    size = sum(len(p) for block in parts for p in block)
+    click.echo(f"{len(reference)} blocks, {size:,} bytes of text, {expected[:16]}", err=True)
+    sys.exit(0 if good else 1)
+
+
+def handbook(sample: int) -> list[bytes]:
+    """Passages that the package carries."""
+    from colazip.demo import handbook as passages
+
+    texts = [passage.text.encode() for passage in passages()]
+    return [texts[i] for i in np.linspace(0, len(texts) - 1, min(sample, len(texts))).astype(int)]
+
+
+def save(path: Path, parts: list[list[bytes]], blocks: list[Block]) -> None:
+    layers = [{name: bytes(data) for name, data in block.layers.items()} for block in blocks]
+    path.write_bytes(msgpack.packb({"parts": parts, "layers": layers}))
+
+
+def load(path: Path) -> tuple[list[list[bytes]], list[Block]]:
+    try:
+        kept = msgpack.unpackb(path.read_bytes())
+        parts = kept["parts"]
+        return parts, [Block(len(p), layers) for p, layers in zip(parts, kept["layers"], strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as e:
+        raise InputError(f"{path}: not a file that --write made ({type(e).__name__})") from e
+
+
+if __name__ == "__main__":
+    try:
+        exactness()
+    except ColazipError as e:
+        click.echo(f"error: {e}", err=True)
+        sys.exit(e.exit_code)
