@@ -46,7 +46,7 @@ def batch(config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tables(tokens: int, channels: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits of the coarse cell [1, K, cells] and of the fine one under each coarse one [1, K, cells, cells]."""
+    """Logits of the coarse cell [1, K, cells] and of the fine one under each [1, K, cells, cells]."""
     cells = PLANE**channels
     coarse = torch.randn(1, tokens, cells, generator=seeded(seed))
     return coarse, torch.randn(1, tokens, cells, cells, generator=seeded(seed + 1))
@@ -88,8 +88,8 @@ def test_latent_bits_are_what_the_coder_pays(tiny_config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("channel", [0, 1, 2, 3])
 def test_the_gradient_of_the_rate_is_the_slope_between_levels(channel: int) -> None:
-    """Two tokens of two channels, whose cells have one table each: the slope along a channel is taken with the
-    other channels where they stand."""
+    """Two tokens of two channels, whose cells have one table each: the slope along a channel is taken with
+    the other channels where they stand."""
     coarse, fine = tables(2, 2, 4)
 
     def cost(at: list[int]) -> float:

@@ -54,7 +54,7 @@ class PlainMemory:
         return 0, 0
 
     def learn(self, steps: Sequence[tuple[int, tuple[int, ...], int]]) -> None:
-        """(block, context, token that came) of every lane of one step: all of them saw what was there before."""
+        """(block, context, token that came) of every lane of one step: all saw what was there before."""
         made = []
         for block, context, came in steps:
             for order in range(1, ORDERS + 1):

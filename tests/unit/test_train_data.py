@@ -196,7 +196,7 @@ class Recorder(PlainCodec):
 
 
 def in_order(lanes: Lanes, guess: np.ndarray, kind: np.ndarray) -> list[tuple[int, int]]:
-    """What was guessed, (guess, kind) of each token, as the text goes: part after part of block after block."""
+    """What was guessed, (guess, kind) of each token, as the text goes: part after part, block by block."""
     rows = sorted(range(len(lanes)), key=lambda i: (lanes.block[i], lanes.part[i], lanes.start[i]))
     return [(int(guess[i, t]), int(kind[i, t])) for i in rows for t in range(lanes.count[i])]
 
@@ -376,7 +376,7 @@ def a_store(tokens: np.ndarray) -> TokenStore:
 
 
 def two_alphabets() -> TokenStore:
-    """Even and odd tokens never meet, but for where they take turns: a number says nothing of its alphabet."""
+    """Even and odd tokens meet only where they take turns; a number says nothing of its alphabet."""
     rng = np.random.default_rng(0)
     return a_store(np.concatenate([rng.integers(0, 40, 400) * 2 + side for side in (0, 1) * 40]))
 
