@@ -212,7 +212,8 @@ def test_guesses_are_those_of_the_blocks_that_a_writer_fills(
     several lanes."""
     monkeypatch.setattr(train_data, "_BLOCKS_AT_ONCE", 2)
     long = " ".join(passages())[: BLOCK_BYTES - 1000]
-    texts = [*passages(), long, *(f"{i % 77}" for i in range(BLOCK_PARTS + 50)), *passages()[::-1]]
+    many = [f"{i % 77}" for i in range(BLOCK_PARTS + 50)]
+    texts = [*passages(), *many, long, long, *passages()[::-1]]
     recorder = Recorder()
     Archive.pack(tmp_path / "a.cola", [Record(t.encode()) for t in texts], codec=recorder)
     sizes = [(len(parts), sum(map(len, parts))) for parts in recorder.blocks]
@@ -228,7 +229,7 @@ def test_guesses_are_those_of_the_blocks_that_a_writer_fills(
     made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
     assert stored(made) == expected
     assert (made.guess.dtype, made.kind.dtype) == (np.uint16, np.uint8)
-    assert np.mean(made.kind > 0) > 0.5 and np.mean(made.guess == made.tokens) > 0.2
+    assert np.mean(made.kind > 0) > 0.5 and np.mean(made.guess == made.tokens) > 0.1
 
 
 def test_guesses_are_those_the_codec_codes_with(
