@@ -86,8 +86,12 @@ def model_layers(path: Path) -> list[dict[str, bytes]]:
 
 def test_the_golden_archive_has_text_and_plain_parts_in_one_block() -> None:
     """Or it would say nothing of how they meet."""
-    (block, *_) = model_layers(ARCHIVE)
-    assert set(block) == {*LAYERS, PLAIN}
+    with Archive(ARCHIVE, Codec.from_pretrained(MODEL)) as archive:
+        block = archive._store.block(0, 0, (*LAYERS, PLAIN))
+    assert set(block.layers) == {*LAYERS, PLAIN}
+    coded = Codec.from_pretrained(MODEL).search_codes(block)[0].tolist()
+    # Noise is plain, and so is the text said twenty times over; the same text after it is not.
+    assert {13, 16}.isdisjoint(coded) and {3, 17, 18} <= set(coded)
 
 
 def test_blobs_of_version_1_are_refused() -> None:
