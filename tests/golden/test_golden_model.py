@@ -1,4 +1,5 @@
-"""A model, an archive and a blob of stream version 1: read and written the same on every machine."""
+"""A model, an archive and a blob of stream version 2: read and written the same on every machine. Those of
+version 1 are refused in plain words."""
 
 from __future__ import annotations
 
@@ -11,9 +12,12 @@ import torch
 
 from colazip import Archive
 from colazip.codec import Codec
-from colazip.layers import LAYERS
+from colazip.errors import ModelMismatchError
+from colazip.layers import LAYERS, PLAIN
 from colazip.nn import exact
-from tests.golden.make_model_v1 import ARCHIVE, BLOB, MODEL, blob_text, records
+from tests.golden.make_model_v2 import ARCHIVE, BLOB, HERE, MODEL, blob_text, records
+
+V1_ARCHIVE, V1_BLOB = HERE / "model-v1.cola", HERE / "model-v1.blob"
 
 
 @contextmanager
@@ -78,3 +82,38 @@ def model_layers(path: Path) -> list[dict[str, bytes]]:
     with Archive(path, Codec.from_pretrained(MODEL)) as archive:
         (group,) = archive.manifest.groups
         return [dict(archive._store.block(0, b, LAYERS).layers) for b in range(group.blocks)]
+
+
+def test_the_golden_archive_has_text_and_plain_parts_in_one_block() -> None:
+    """Or it would say nothing of how they meet."""
+    with Archive(ARCHIVE, Codec.from_pretrained(MODEL)) as archive:
+        block = archive._store.block(0, 0, (*LAYERS, PLAIN))
+    assert set(block.layers) == {*LAYERS, PLAIN}
+    coded = Codec.from_pretrained(MODEL).search_codes(block)[0].tolist()
+    # Noise is plain, and so is the text said twenty times over; the same text after it is not.
+    assert {13, 16}.isdisjoint(coded) and {3, 17, 18} <= set(coded)
+
+
+def test_blobs_of_version_1_are_refused() -> None:
+    codec = Codec.from_pretrained(MODEL)
+    for call in (codec.decode, codec.read):
+        with pytest.raises(
+            ModelMismatchError, match=r"model 85930d7e….*this one is " + codec.id[:8]
+        ) as caught:
+            call([V1_BLOB.read_bytes()])
+        assert "\n" not in str(caught.value)
+
+
+def test_archives_of_version_1_are_refused() -> None:
+    codec = Codec.from_pretrained(MODEL)
+    with pytest.raises(ModelMismatchError, match="model") as caught:
+        Archive(V1_ARCHIVE, codec)
+    message = str(caught.value)
+    assert "85930d7e" in message and codec.id[:8] in message and "\n" not in message
+
+
+def test_archives_of_version_1_still_show_what_needs_no_model() -> None:
+    with Archive(V1_ARCHIVE) as archive:
+        assert list(archive.ids()) == [r.id for r in records()[:16]]
+        assert archive.metadata("r3") == records()[3].metadata
+        assert archive.model_id.startswith("85930d7e")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from colazip.codec import Codec
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.wire import Reader
 from tests.tiny_model import passages, tiny_codec
 
 AWKWARD = [
@@ -30,9 +32,36 @@ AWKWARD = [
 
 
 def text_blocks() -> list[list[bytes]]:
-    """Two blocks of passages, long and short, with awkward records among them."""
+    """Blocks of passages, long and short, with awkward records among them, and one where text comes back
+    that is stored plain."""
     texts = [t.encode() for t in passages()]
-    return [[*texts[:6], *AWKWARD, texts[6][:50]], [b" ".join(texts[10:20]), texts[20]]]
+    return [
+        [*texts[:6], *AWKWARD, texts[6][:50]],
+        [b" ".join(texts[10:20]), texts[20]],
+        [texts[21] * 20, texts[21], noise(100), texts[22], texts[21]],
+        [noise(3000)],
+    ]
+
+
+def noise(count: int) -> bytes:
+    return random.Random(count).randbytes(count)
+
+
+@contextlib.contextmanager
+def arithmetic(threads: int, precision: str) -> Iterator[None]:
+    """torch's threads, and what it may do to float32 products."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+
+
+def layers_of(blocks: Sequence[Block]) -> list[dict[str, bytes]]:
+    return [dict(b.layers) for b in blocks]
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,28 +91,149 @@ def test_text_is_coded_by_the_model_and_smaller() -> None:
     assert codec.decode_blocks([block]) == [texts]
 
 
-def test_same_bytes_for_any_batch_size_and_thread_count() -> None:
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            for size in (1, 7, 64):
-                codec = tiny_codec(size)
-                blocks = codec.encode_blocks(text_blocks())
-                results.append([dict(b.layers) for b in blocks])
-                assert codec.decode_blocks(blocks) == text_blocks()
-    finally:
-        torch.set_num_threads(threads)
-    assert all(r == results[0] for r in results)
+@pytest.fixture(scope="module")
+def coded() -> list[Block]:
+    """`text_blocks` coded one by one."""
+    return [tiny_codec().encode_blocks([block])[0] for block in text_blocks()]
 
 
-def test_a_block_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize(
+    ("size", "threads", "precision"),
+    [
+        *((size, threads, "highest") for threads in (1, 2) for size in (1, 7, 64)),
+        *((64, 1, precision) for precision in ("high", "medium")),
+        (7, 2, "high"),
+    ],
+)
+def test_same_bytes_and_text_whatever_the_arithmetic(
+    coded: list[Block], size: int, threads: int, precision: str
+) -> None:
+    codec = tiny_codec(size)
+    with arithmetic(threads, precision):
+        assert layers_of(codec.encode_blocks(text_blocks())) == layers_of(coded)
+        assert codec.decode_blocks(coded) == text_blocks()
+
+
+def test_a_block_does_not_depend_on_its_neighbours(coded: list[Block]) -> None:
     codec = tiny_codec()
-    together = codec.encode_blocks(text_blocks())
-    alone = [codec.encode_blocks([b])[0] for b in text_blocks()]
-    assert [dict(b.layers) for b in together] == [dict(b.layers) for b in alone]
-    assert codec.decode_blocks(together[1:]) == text_blocks()[1:]
+    for order in ([3, 2, 1, 0], [2, 0, 2, 0], [1, 3] * 9):  # more blocks than are in flight at once
+        together = codec.encode_blocks([text_blocks()[i] for i in order])
+        assert layers_of(together) == layers_of([coded[i] for i in order])
+        assert codec.decode_blocks(together) == [text_blocks()[i] for i in order]
+
+
+# Plain parts in a block of text: the decoder's memory does not see them, so the encoder's may not either
+
+
+def gist_stream(block: Block) -> bytes:
+    """The gist layer without the token counts in front."""
+    reader = Reader(block.layers[GIST], "gist layer")
+    for _ in range(block.count):
+        reader.varint(BLOCK_BYTES + 1)
+    return reader.rest()
+
+
+def exact_stream(block: Block) -> bytes:
+    """The exact layer without its checksum."""
+    return block.layers[EXACT][4:]
+
+
+def test_plain_parts_leave_no_trace_in_the_streams() -> None:
+    """Two blocks with the same text, one with plain parts beside it: the same symbols under the same
+    frequencies. One plain part says over and over what the text says, so that a memory that saw it would
+    guess otherwise."""
+    codec = tiny_codec()
+    text = [t.encode() for t in passages()[:3]]
+    mixed_parts = [text[0] * 30, text[0], noise(200), *text[1:], noise(3)]
+    mixed, pure = codec.encode_blocks([mixed_parts, text])
+    counts = Reader(mixed.layers[GIST], "gist layer")
+    plain = [counts.varint(BLOCK_BYTES + 1) == 0 for _ in mixed_parts]
+    assert plain == [True, False, True, False, False, True]
+    assert PLAIN not in pure.layers
+    assert gist_stream(mixed) == gist_stream(pure)
+    assert exact_stream(mixed) == exact_stream(pure)
+    assert codec.decode_blocks([mixed, pure]) == [mixed_parts, text]
+
+
+def test_the_memory_makes_what_comes_back_cheap() -> None:
+    """Or it would not be there: a text said twice in a block costs less than twice."""
+    codec = tiny_codec()
+    text = " ".join(passages()[:4]).encode()
+    once, apart, twice = codec.encode_blocks([[text], [b"x", text], [text, b" ".join([b"Once more:", text])]])
+    assert len(exact_stream(twice)) < 1.8 * len(exact_stream(once))
+    assert abs(len(exact_stream(apart)) - len(exact_stream(once))) < 10
+
+
+pieces_of_text = st.builds(
+    lambda i, lo, hi: passages()[i][lo : lo + hi].encode(),
+    st.integers(0, 9),
+    st.integers(0, 40),
+    st.integers(0, 120),
+)
+repeated = st.builds(lambda piece, times: piece * times, pieces_of_text, st.integers(2, 40))
+cut = st.builds(lambda piece, at: piece[at:] + b"\xe2\x82" + piece[:at], pieces_of_text, st.integers(0, 50))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.one_of(pieces_of_text, repeated, cut, st.binary(max_size=60)), max_size=8),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_text_that_comes_back_and_noise_in_any_mixture(blocks: list[list[bytes]]) -> None:
+    codec = tiny_codec()
+    coded = codec.encode_blocks(blocks)
+    assert codec.decode_blocks(coded) == blocks
+    assert layers_of(codec.encode_blocks(blocks[::-1])) == layers_of(coded[::-1])
+
+
+# Latents stand by token
+
+
+def test_tokens_that_pad_a_patch_have_no_latent_and_are_not_coded() -> None:
+    codec = tiny_codec()
+    channels, patch = codec.model.config.channels, codec.model.config.patch
+    texts = [passages()[0].encode()[:length] for length in range(60, 90)]
+    (block,) = codec.encode_blocks([texts])
+    found = codec.latents(block)
+    tokens = [len(t) for t in codec.model.tokenizer.encode(texts)]
+    assert {n % patch for n in tokens} == set(range(patch))
+    assert len(found) > 20  # not plain
+    for slot, segments in found.items():
+        ((levels, count),) = segments
+        assert count == tokens[slot] and levels.shape == (-(-count // patch), patch * channels)
+        places = levels.reshape(-1, channels)
+        assert not places[count:].any() and places[:count].any()
+        # What stands there is not even looked at.
+        other = levels.copy()
+        other.reshape(-1, channels)[count:] = 3.0
+        assert np.array_equal(codec.read_levels(other, count), codec.read_levels(levels, count))
+        assert len(codec.read_levels(levels, count)) == count
+
+
+def test_a_lane_codes_a_cell_a_plane_and_two_symbols_a_token() -> None:
+    counted: list[int] = []
+
+    class Counting(Codec):
+        def _run(self, x, counts, guesses):  # type: ignore[no-untyped-def]
+            rows = super()._run(x, counts, guesses)
+            for row, count in zip(rows, counts.tolist(), strict=True):
+                assert row.coarse.shape == row.fine.shape == (2, count)
+                assert row.tokens is not None and row.tokens.shape == (2, count, 2)
+                assert min(row.coarse[1].min(), row.fine[1].min(), row.tokens[1].min()) >= 1
+                counted.append(count)
+            return rows
+
+    model = tiny_codec().model
+    texts = [passages()[0].encode()[:length] for length in (61, 62, 63, 64, 700)]
+    (block,) = Counting(model).encode_blocks([texts])
+    assert PLAIN not in block.layers
+    assert sum(counted) == sum(len(t) for t in model.tokenizer.encode(texts))
+
+
+# Search
 
 
 def test_vectors_do_not_depend_on_the_batch() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +15,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import colazip.codec
+from colazip.archive import Archive, Record
+from colazip.codec import Codec
+from colazip.config import ModelConfig
 from colazip.errors import InputError
+from colazip.lanes import Lanes, lay_out
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, Block
+from colazip.memory import recall
+from colazip.nn.dit import DiT
+from colazip.nn.search_head import SearchHead
+from colazip.nn.vae import TextVAE
+from colazip.pretrained import Model
 from colazip.tokenizer import Tokenizer
-from colazip.train.data import Batch, TokenStore, batches, cluster_tokens, gather, read_texts
+from colazip.train import data as train_data
+from colazip.train.data import (
+    Batch,
+    TokenStore,
+    batches,
+    cluster_tokens,
+    company,
+    gather,
+    latent_places,
+    read_texts,
+)
+from tests.plain_codec import PlainCodec
 from tests.tiny_model import passages
 
 
@@ -146,7 +169,7 @@ def test_no_text_is_an_input_error(tiny_tokenizer: Tokenizer, tmp_path: Path) ->
         TokenStore.build(tmp_path, iter([]), tiny_tokenizer)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "ends.npy", "tokens.bin"])
+@pytest.mark.parametrize("name", ["meta.json", "ends.npy", "tokens.bin", "guess.bin", "kind.bin"])
 @pytest.mark.parametrize("data", [b"", b"{}", b"noise" * 50])
 def test_a_damaged_store_is_an_input_error(
     tiny_tokenizer: Tokenizer, tmp_path: Path, name: str, data: bytes
@@ -157,6 +180,96 @@ def test_a_damaged_store_is_an_input_error(
         TokenStore.open(tmp_path)
 
 
+# Guesses of the block memory
+
+
+class Recorder(PlainCodec):
+    """Keeps the parts of every block that a writer filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks: list[list[bytes]] = []
+
+    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
+        self.blocks += [list(parts) for parts in blocks]
+        return super().encode_blocks(blocks, layers)
+
+
+def in_order(lanes: Lanes, guess: np.ndarray, kind: np.ndarray) -> list[tuple[int, int]]:
+    """What was guessed, (guess, kind) of each token, as the text goes: part after part, block by block."""
+    rows = sorted(range(len(lanes)), key=lambda i: (lanes.block[i], lanes.part[i], lanes.start[i]))
+    return [(int(guess[i, t]), int(kind[i, t])) for i in rows for t in range(lanes.count[i])]
+
+
+def stored(store: TokenStore) -> list[tuple[int, int]]:
+    return list(zip(store.guess.tolist(), store.kind.tolist(), strict=True))
+
+
+def test_guesses_are_those_of_the_blocks_that_a_writer_fills(
+    tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that are full of bytes and blocks that are full of parts, several passes of blocks, records of
+    several lanes."""
+    monkeypatch.setattr(train_data, "_BLOCKS_AT_ONCE", 2)
+    long = " ".join(passages())[: BLOCK_BYTES - 1000]
+    many = [f"{i % 77}" for i in range(BLOCK_PARTS + 50)]
+    texts = [*passages(), *many, long, long, *passages()[::-1]]
+    recorder = Recorder()
+    Archive.pack(tmp_path / "a.cola", [Record(t.encode()) for t in texts], codec=recorder)
+    sizes = [(len(parts), sum(map(len, parts))) for parts in recorder.blocks]
+    assert len(sizes) >= 6 and any(parts == BLOCK_PARTS for parts, _ in sizes)
+
+    coded = [tiny_tokenizer.encode(parts) for parts in recorder.blocks]
+    lanes = lay_out([[len(t) for t in parts] for parts in coded], 1024, 4)
+    table = np.zeros((len(lanes), lanes.count.max()), np.int64)
+    for row in range(len(lanes)):
+        part = coded[lanes.block[row]][lanes.part[row]]
+        table[row, : lanes.count[row]] = part[lanes.start[row] :][: lanes.count[row]]
+    expected = in_order(lanes, *recall(table, lanes.block, lanes.count))
+    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
+    assert stored(made) == expected
+    assert (made.guess.dtype, made.kind.dtype) == (np.uint16, np.uint8)
+    assert np.mean(made.kind > 0) > 0.5 and np.mean(made.guess == made.tokens) > 0.1
+
+
+def test_guesses_are_those_the_codec_codes_with(
+    tiny_vae: TextVAE,
+    tiny_config: ModelConfig,
+    tiny_tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(tiny_config, segment=256)  # 1,024 tokens a lane, what the store takes for granted
+    codec = Codec(Model("untrained", config, tiny_tokenizer, tiny_vae, SearchHead(config), DiT(config)))
+    calls = []
+
+    def listening(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(recall(tokens, block, count))
+        return calls[-1]
+
+    monkeypatch.setattr(colazip.codec, "recall", listening)
+    texts = [*passages()[:8], " ".join(passages()[8:20])]
+    parts = [t.encode() for t in texts]
+    codec.encode_blocks([parts], (GIST, EXACT))
+    lanes = lay_out([[len(t) for t in tiny_tokenizer.encode(parts)]], 1024, 4)
+    assert lanes.count.max() == 1024
+    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
+    assert stored(made) == in_order(lanes, *calls[0])
+
+
+def test_a_text_longer_than_a_block_is_several_parts(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Each starts a memory of its own: nothing is known at a block's first tokens."""
+    text = "0123456789abcdef" * (3 * BLOCK_BYTES // 16)
+    made = TokenStore.build(tmp_path, iter([text]), tiny_tokenizer)
+    assert len(made.guess) == len(made.kind) == len(made.tokens)
+    ends = np.cumsum(tiny_tokenizer.lengths[np.asarray(made.tokens)])
+    starts = [0, *(np.searchsorted(ends, [BLOCK_BYTES, 2 * BLOCK_BYTES], side="right")).tolist()]
+    assert len(starts) == 3
+    for at in starts:
+        assert made.kind[at] == 0 and made.guess[at] == 0
+    assert (made.kind > 0).mean() > 0.9
+
+
 # Segments
 
 
@@ -164,7 +277,8 @@ def test_a_damaged_store_is_an_input_error(
 @given(st.lists(st.integers(0, 60), max_size=30), st.integers(1, 40))
 def test_segments_tile_the_records(counts: list[int], length: int) -> None:
     ends = np.cumsum(np.array(counts, np.int64))
-    segments = TokenStore(np.zeros(int(ends[-1]) if counts else 0, np.uint16), ends, 0).segments(length)
+    nothing = np.zeros(int(ends[-1]) if counts else 0, np.uint16)
+    segments = TokenStore(nothing, ends, 0, nothing, nothing.astype(np.uint8)).segments(length)
     expected = []
     for end, count in zip(ends.tolist(), counts, strict=True):
         at = end - count
@@ -178,7 +292,7 @@ def test_segments_tile_the_records(counts: list[int], length: int) -> None:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return np.array_equal(a.tokens, b.tokens) and np.array_equal(a.counts, b.counts)
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("tokens", "counts", "guesses"))
 
 
 def run(store: TokenStore, count: int, *, seed: int = 0, skip: int = 0) -> list[Batch]:
@@ -211,6 +325,7 @@ def test_batches_keep_to_their_size_and_pad_with_zeros(store: TokenStore) -> Non
         assert batch.tokens.size // 4 <= 96
         real = np.arange(batch.tokens.shape[1]) < batch.counts[:, None]
         assert not batch.tokens[~real].any() and batch.tokens[real].all()
+        assert batch.guesses.shape == (2, *batch.tokens.shape) and not batch.guesses[:, ~real].any()
 
 
 def test_the_seed_decides_the_order(store: TokenStore) -> None:
@@ -246,23 +361,138 @@ def test_gather(store: TokenStore) -> None:
         [*store.tokens[3:8].tolist(), 0, 0, 0],
         [*store.tokens[10:12].tolist(), 0, 0, 0, 0, 0, 0],
     ]
+    for row, kept in enumerate((store.guess, store.kind)):
+        assert batch.guesses[row].tolist() == [
+            [*kept[3:8].tolist(), 0, 0, 0],
+            [*kept[10:12].tolist(), 0, 0, 0, 0, 0, 0],
+        ]
 
 
-# Classes
+# Classes and places of tokens
 
 
-def test_clusters_are_equal_and_repeatable(store: TokenStore, tiny_tokenizer: Tokenizer) -> None:
-    class_of = cluster_tokens(store, 512, 16, seed=3)
+def a_store(tokens: np.ndarray) -> TokenStore:
+    nothing = np.zeros(len(tokens), np.uint16)
+    return TokenStore(tokens.astype(np.uint16), np.array([len(tokens)]), 0, nothing, nothing.astype(np.uint8))
+
+
+def two_alphabets() -> TokenStore:
+    """Even and odd tokens meet only where they take turns; a number says nothing of its alphabet."""
+    rng = np.random.default_rng(0)
+    return a_store(np.concatenate([rng.integers(0, 40, 400) * 2 + side for side in (0, 1) * 40]))
+
+
+def test_company_is_repeatable_and_counts(store: TokenStore) -> None:
+    points, frequency = company(store, 512, 3)
+    assert points.shape == (512, 64) and points.dtype == np.float32
+    assert frequency.tolist() == np.bincount(store.tokens, minlength=512).tolist()
+    again, _ = company(store, 512, 3)
+    assert np.array_equal(again, points)
+    seen = np.linalg.norm(points[frequency > 0], axis=1)
+    assert np.allclose(seen, 1.0, atol=1e-5) and len(seen) > 300
+    _, some = company(store, 512, 3, sample=1000)
+    assert some.sum() == 1000
+
+
+def test_tokens_of_like_company_stand_together() -> None:
+    points, _ = company(two_alphabets(), 80, 0)
+    cosine = points @ points.T
+    same_side = np.arange(80)[:, None] % 2 == np.arange(80)[None] % 2
+    assert cosine[same_side].mean() > cosine[~same_side].mean() + 0.3
+
+
+def test_clusters_are_equal_and_repeatable(store: TokenStore) -> None:
+    points, frequency = company(store, 512, 3)
+    class_of = cluster_tokens(points, frequency, 16)
     assert class_of.shape == (512,) and class_of.dtype == np.int64
     assert np.bincount(class_of, minlength=16).tolist() == [32] * 16
-    assert np.array_equal(cluster_tokens(store, 512, 16, seed=3), class_of)
+    assert np.array_equal(cluster_tokens(points, frequency, 16), class_of)
 
 
 def test_tokens_of_like_company_share_a_class() -> None:
-    """Two alphabets that never meet, interleaved so that a number says nothing of its alphabet."""
-    rng = np.random.default_rng(0)
-    runs = [rng.integers(0, 8, 50) * 2 + side for side in (0, 1) * 40]
-    tokens = np.concatenate(runs).astype(np.uint16)
-    made = cluster_tokens(TokenStore(tokens, np.array([len(tokens)]), 0), 16, 2, seed=0)
+    made = cluster_tokens(*company(two_alphabets(), 80, 0), 2)
     assert len(set(made[::2].tolist())) == 1 and len(set(made[1::2].tolist())) == 1
     assert made[0] != made[1]
+
+
+def digits_of(places: np.ndarray) -> np.ndarray:
+    """Levels [V, C] -> the digits -1..1 in the order they were cut: all coarse ones, then all fine ones."""
+    coarse = np.round(places / 3.0)
+    return np.concatenate([coarse, places - 3.0 * coarse], 1).astype(np.int64)
+
+
+def zipf(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points and frequencies of tokens as skewed as text's."""
+    rng = np.random.default_rng(7)
+    return rng.standard_normal((count, 8)).astype(np.float32), 100_000 // np.arange(1, count + 1)
+
+
+def test_places_are_levels_and_repeatable(store: TokenStore) -> None:
+    points, frequency = company(store, 512, 0)
+    places = latent_places(points, frequency, 2)
+    assert places.shape == (512, 2) and places.dtype == np.float32
+    assert np.array_equal(places, np.round(places)) and np.abs(places).max() == 4
+    assert len(np.unique(places, axis=0)) >= 60  # of 81 places, nearly all are taken
+    assert np.array_equal(latent_places(points, frequency, 2), places)
+    assert np.array_equal(latent_places(points.copy(), frequency.copy(), 2), places)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_cut_shares_the_weight_in_three(channels: int) -> None:
+    points, frequency = zipf(900)
+    weight = (frequency + 1.0) ** 0.75
+    digits = digits_of(latent_places(points, frequency, channels))
+    for depth in range(2 * channels):
+        cells: dict[tuple[int, ...], list[int]] = {}
+        for token, path in enumerate(digits[:, :depth].tolist()):
+            cells.setdefault(tuple(path), []).append(token)
+        assert len(cells) == 3**depth
+        for cell in cells.values():
+            mass = weight[cell]
+            for digit in (-1, 0, 1):
+                part = mass[digits[cell, depth] == digit].sum()
+                # A token is not cut in two: the heaviest one is what a share may be off by.
+                assert abs(part - mass.sum() / 3) <= mass.max() + 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_cuts_are_nested_along_the_widest_direction(channels: int) -> None:
+    """Within a cell of the digits before, the next digit goes with the place along the first axis."""
+    points, frequency = zipf(400)
+    weight = (frequency + 1.0) ** 0.75
+    digits = digits_of(latent_places(points, frequency, channels))
+    for depth in range(2 * channels):
+        for path in np.unique(digits[:, :depth], axis=0):
+            cell = np.flatnonzero((digits[:, :depth] == path).all(1))
+            mean = np.average(points[cell], axis=0, weights=weight[cell])
+            spread = np.sqrt(weight[cell])[:, None] * (points[cell] - mean)
+            if len(cell) < 10:
+                continue  # too few for one direction to be the widest beyond doubt
+            along = (points[cell] - mean) @ np.linalg.svd(spread.astype(np.float64))[2][0]
+            found = digits[cell, depth]
+            up = bool(along[found == 1].min() > along[found == -1].max())
+            along = along if up else -along
+            assert along[found == -1].max() <= along[found == 0].min() + 1e-5
+            assert along[found == 0].max() <= along[found == 1].min() + 1e-5
+
+
+def test_like_tokens_share_a_coarse_cell() -> None:
+    """81 tokens on a grid of four axes, each a tenth as wide: the coarse cell holds the two widest."""
+    axes = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    points = (axes * np.array([1000.0, 100.0, 10.0, 1.0])).astype(np.float32)
+    shuffled = np.random.default_rng(1).permutation(81)
+    places = latent_places(points[shuffled], np.full(81, 5), 2)
+    assert len(np.unique(places, axis=0)) == 81  # one token a place
+    digits = digits_of(places)
+    wide = axes[shuffled][:, :2]
+    for cell in np.unique(digits[:, :2], axis=0):
+        inside = wide[(digits[:, :2] == cell).all(1)]
+        assert len(inside) == 9 and len(np.unique(inside, axis=0)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fewer_tokens_than_places(count: int) -> None:
+    points, frequency = zipf(count)
+    places = latent_places(points, frequency, 2)
+    assert places.shape == (count, 2) and np.abs(places).max() <= 4
+    assert len(np.unique(places, axis=0)) == count

@@ -16,7 +16,7 @@ from colazip.config import ModelConfig
 from colazip.errors import ColazipError, InputError
 from colazip.nn.vae import TextVAE
 from colazip.tokenizer import Tokenizer
-from colazip.train.data import TokenStore, batches, cluster_tokens
+from colazip.train.data import TokenStore, batches, cluster_tokens, company, latent_places
 from colazip.train.optimize import learning_rate, load_checkpoint, save_atomic
 from colazip.train.vae import RateControl, VAESchedule, train_vae
 from tests.tiny_model import passages
@@ -31,17 +31,22 @@ class Corpus:
     train: TokenStore
     validation: TokenStore
     class_of: np.ndarray
+    places: np.ndarray
     lengths: np.ndarray
 
 
 @pytest.fixture(scope="module")
-def corpus(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def corpus(
+    tiny_config: ModelConfig, tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     train = TokenStore.build(folder / "train", iter(passages()[:60]), tiny_tokenizer)
+    points, frequency = company(train, 512, 0)
     return Corpus(
         train,
         TokenStore.build(folder / "validation", iter(passages()[60:64]), tiny_tokenizer),
-        cluster_tokens(train, 512, 16, seed=0),
+        cluster_tokens(points, frequency, 16),
+        latent_places(points, frequency, tiny_config.channels),
         tiny_tokenizer.lengths,
     )
 
@@ -63,6 +68,7 @@ def run(config: ModelConfig, corpus: Corpus, folder: Path, **changes: Any) -> Te
         settings.pop("schedule"),
         validation=corpus.validation,
         class_of=corpus.class_of,
+        places=corpus.places,
         lengths=corpus.lengths,
         folder=folder,
         device=torch.device("cpu"),

@@ -10,8 +10,20 @@ import torch
 from torch import Tensor
 
 from colazip.config import ModelConfig
+from colazip.memory import KINDS
 from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout, quantize_rows
-from colazip.nn.vae import LEVEL, TextVAE, TokenReadout, coarse_plane, round_latents, token_history
+from colazip.nn.vae import (
+    LEVEL,
+    PLANE,
+    TextVAE,
+    TokenReadout,
+    cell_index,
+    cell_plane,
+    coarse_plane,
+    real_tokens,
+    round_latents,
+    token_history,
+)
 
 LANES, PATCHES = 4, 13
 
@@ -25,68 +37,94 @@ def lengths() -> Tensor:
     return torch.tensor([PATCHES, PATCHES, 6, 1])
 
 
+def counts(config: ModelConfig) -> Tensor:
+    """Tokens of each lane: the third one's last patch is not full."""
+    return lengths() * config.patch - torch.tensor([0, 0, config.patch - 1, 0])
+
+
 def mask() -> Tensor:
     return torch.arange(PATCHES)[None] < lengths()[:, None]
 
 
 def random_coarse(config: ModelConfig) -> Tensor:
-    coarse = torch.randint(-1, 2, (LANES, PATCHES, config.channels), generator=seeded(3)).float()
+    """[B, P, K * C] in -1..1."""
+    shape = (LANES, PATCHES, config.patch * config.channels)
+    coarse = torch.randint(-1, 2, shape, generator=seeded(3)).float()
     coarse[:, 4] = 0  # an all-zero latent is not the start of a text
     return coarse
 
 
 def random_tokens(config: ModelConfig) -> Tensor:
+    """[B, P, K], padded with 0."""
     tokens = torch.randint(1, config.vocabulary, (LANES, PATCHES, config.patch), generator=seeded(4))
-    tokens[~mask()] = 0
-    tokens[2, 5, 1:] = 0  # a last patch that is not full
-    return tokens
+    return tokens * real_tokens(counts(config), tokens)
+
+
+def random_guesses(config: ModelConfig, count: int) -> tuple[Tensor, Tensor]:
+    """Guesses of a block memory and their kinds, int64 [count] each; a third of them none."""
+    kind = torch.randint(-KINDS // 2, KINDS, (count,), generator=seeded(9)).clamp_min(0)
+    guess = torch.randint(0, config.vocabulary, (count,), generator=seeded(10)) * (kind > 0)
+    return guess, kind
 
 
 # Step by step
 
 
 def test_latent_context_steps_equal_the_parallel_pass(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, coarse = tiny_vae.context, random_coarse(tiny_config)
+    net, coarse, each = tiny_vae.context, random_coarse(tiny_config), tiny_config.channels
     expected = net(coarse, mask())
-    each = tiny_config.channels // tiny_config.groups
+    assert expected.shape == (LANES, PATCHES, tiny_config.patch, PLANE**each)
     caches = net.stack.caches(LANES)
     for i in range(PATCHES):
         n = int((lengths() > i).sum())
         context = net.step(coarse[:n, i - 1] if i else None, n, i, caches)
-        for group in range(tiny_config.groups):
-            known = coarse[:n, i, : group * each]
-            got = net.step_logits(group, context, known)
-            assert torch.equal(got, expected[:n, i, group * each : (group + 1) * each])
+        for token in range(tiny_config.patch):
+            # Lanes whose last patch ends here are no longer asked: what the others get may not change.
+            m = int((counts(tiny_config) > i * tiny_config.patch + token).sum())
+            got = net.step_logits(token, context[:m], coarse[:m, i, : token * each])
+            assert torch.equal(got, expected[:m, i, token])
     assert expected.std() > 0.1
 
 
 def test_latent_context_sees_only_what_is_decoded(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, coarse = tiny_vae.context, random_coarse(tiny_config)
-    each = tiny_config.channels // tiny_config.groups
-    changed = coarse.clone()
-    changed[:, 7, each:] = 1 - changed[:, 7, each:].abs()  # the second group of one position
-    before, after = net(coarse, mask()), net(changed, mask())
-    assert torch.equal(before[:, :8], after[:, :8])
-    assert not torch.equal(before[0, 8:], after[0, 8:])
-    changed = coarse.clone()
-    changed[:, 7, :each] = 1 - changed[:, 7, :each].abs()  # the first group: the second one depends on it
-    after = net(changed, mask())
-    assert torch.equal(before[:, :7], after[:, :7])
-    assert torch.equal(before[:, 7, :each], after[:, 7, :each])
-    assert not torch.equal(before[:, 7, each:], after[:, 7, each:])
+    net, coarse, each = tiny_vae.context, random_coarse(tiny_config), tiny_config.channels
+    before = net(coarse, mask())
+    for token in range(tiny_config.patch):
+        for channel in range(each):
+            changed = coarse.clone()
+            at = token * each + channel
+            changed[:, 7, at] = 1 - changed[:, 7, at].abs()
+            after = net(changed, mask())
+            assert torch.equal(before[:, :7], after[:, :7])
+            # The cell itself is one symbol: none of its channels helps to code it.
+            assert torch.equal(before[:, 7, : token + 1], after[:, 7, : token + 1])
+            for later in range(token + 1, tiny_config.patch):
+                assert not torch.equal(before[:, 7, later], after[:, 7, later])
+            assert not torch.equal(before[0, 8:], after[0, 8:])
 
 
 def test_the_start_is_told_from_a_latent_of_zeros(tiny_vae: TextVAE) -> None:
     net = tiny_vae.context
     start = net.step(None, 1, 0, net.stack.caches(1))
-    zeros = net.step(torch.zeros(1, net.channels), 1, 0, net.stack.caches(1))
+    zeros = net.step(torch.zeros(1, net.patch * net.channels), 1, 0, net.stack.caches(1))
     assert not torch.equal(start, zeros)
+
+
+def test_fine_logits_are_the_row_of_the_coarse_cell(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    net, coarse = tiny_vae.refiner, random_coarse(tiny_config)
+    table = net(coarse, mask())
+    cells = PLANE**tiny_config.channels
+    assert table.shape == (LANES, PATCHES, tiny_config.patch, cells, cells)
+    fine = net.fine(coarse, mask())
+    index = cell_index(coarse, tiny_config.channels)
+    for lane, patch, token in np.ndindex(LANES, PATCHES, tiny_config.patch):
+        assert torch.equal(fine[lane, patch, token], table[lane, patch, token, index[lane, patch, token]])
 
 
 def test_exact_coder_steps_equal_the_parallel_pass(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
     tokens = random_tokens(tiny_config)
     embedded = tiny_vae.embed_patches(tokens)
-    levels = tiny_vae.encode(tokens, mask()).levels
+    levels = tiny_vae.encode(tokens, real_tokens(counts(tiny_config), tokens)).levels
     features = tiny_vae.decoder(levels, mask())
     net = tiny_vae.exact
     expected = net.patches(features, embedded, mask())
@@ -98,16 +136,21 @@ def test_exact_coder_steps_equal_the_parallel_pass(tiny_vae: TextVAE, tiny_confi
 
 
 def test_token_states_one_by_one(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, local = tiny_vae.exact, tiny_config.local_width
-    slots = torch.randn(50, local, generator=seeded(5))
-    history = torch.randint(0, tiny_config.vocabulary, (50, 3), generator=seeded(6))
-    together = net.tokens(slots, history, tiny_vae.embed)
-    alone = [net.tokens(slots[i : i + 1], history[i : i + 1], tiny_vae.embed) for i in range(50)]
-    assert torch.equal(torch.cat(alone), together)
+    net, local, count = tiny_vae.exact, tiny_config.local_width, 50
+    slots = torch.randn(count, local, generator=seeded(5))
+    history = torch.randint(0, tiny_config.vocabulary, (count, 3), generator=seeded(6))
+    guess, kind = random_guesses(tiny_config, count)
+    together = net.tokens(slots, history, guess, kind, tiny_vae.embed)
+    bonus = net.weigh(together, guess, kind).bonus
+    for i in range(count):
+        row = slice(i, i + 1)
+        alone = net.tokens(slots[row], history[row], guess[row], kind[row], tiny_vae.embed)
+        assert torch.equal(alone, together[row])
+        assert torch.equal(net.weigh(alone, guess[row], kind[row]).bonus, bonus[row])
     for place in range(3):  # every token of the history matters
         other = history.clone()
         other[:, place] = (other[:, place] + 1) % tiny_config.vocabulary
-        assert not torch.equal(net.tokens(slots, other, tiny_vae.embed), together)
+        assert not torch.equal(net.tokens(slots, other, guess, kind, tiny_vae.embed), together)
 
 
 def test_an_exact_patch_depends_on_earlier_tokens_only(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
@@ -120,21 +163,66 @@ def test_an_exact_patch_depends_on_earlier_tokens_only(tiny_vae: TextVAE, tiny_c
     assert not torch.equal(before[0, 7:], after[0, 7:])
 
 
+# Guesses of the block memory
+
+
+def test_a_guess_and_its_kind_count_where_there_is_one(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    net, count = tiny_vae.exact, 60
+    slots = torch.randn(count, tiny_config.local_width, generator=seeded(5))
+    history = torch.randint(0, tiny_config.vocabulary, (count, 3), generator=seeded(6))
+    guess, kind = random_guesses(tiny_config, count)
+    there = kind > 0
+    assert 20 <= int(there.sum()) <= 50
+    states = net.tokens(slots, history, guess, kind, tiny_vae.embed)
+
+    def changed(other_guess: Tensor, other_kind: Tensor) -> Tensor:
+        other = net.tokens(slots, history, other_guess, other_kind, tiny_vae.embed)
+        return (other != states).any(1)
+
+    assert torch.equal(changed((guess + 1) % tiny_config.vocabulary, kind), there)  # no guess, no input
+    assert torch.equal(changed(guess, torch.where(there, kind % (KINDS - 1) + 1, kind)), there)
+
+
+def test_the_bonus_goes_to_the_guess_alone(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    net, readout, count = tiny_vae.exact, tiny_vae.readout, 60
+    states = torch.randn(count, tiny_config.local_width, generator=seeded(11))
+    guess, kind = random_guesses(tiny_config, count)
+    guessed = net.weigh(states, guess, kind)
+    there = kind > 0
+    assert torch.equal(guessed.bonus.any(1), there)
+    rows = torch.arange(count)
+    classes = readout.class_of[guess]
+
+    expected = readout.class_logits(states)
+    assert not torch.equal(expected[rows, classes], readout.class_logits(states, guessed)[rows, classes])
+    expected[rows, classes] += guessed.bonus[:, 0]
+    assert torch.equal(readout.class_logits(states, guessed), expected)
+
+    expected = readout.slot_logits(states, classes)
+    expected[rows, readout.slot_of[guess]] += guessed.bonus[:, 1]
+    assert torch.equal(readout.slot_logits(states, classes, guessed), expected)
+    elsewhere = (classes + 1) % tiny_config.classes  # another class came: the guess says nothing of its slots
+    plain = readout.slot_logits(states, elsewhere)
+    assert torch.equal(readout.slot_logits(states, elsewhere, guessed), plain)
+
+
 # Batches and padding: what any lane gets must not depend on its neighbours
 
 
 def test_lanes_alone_and_unpadded_get_the_same(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    tokens, valid = random_tokens(tiny_config), mask()
-    together = everything(tiny_vae, tokens, valid)
+    tokens, count = random_tokens(tiny_config), counts(tiny_config)
+    together = everything(tiny_vae, tokens, count)
     for lane, length in enumerate(lengths().tolist()):
-        alone = everything(tiny_vae, tokens[lane : lane + 1, :length], valid[lane : lane + 1, :length])
+        alone = everything(tiny_vae, tokens[lane : lane + 1, :length], count[lane : lane + 1])
         for name, value in together.items():
             assert torch.equal(value[lane, :length], alone[name][0]), name
 
 
-def everything(vae: TextVAE, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Outputs of every network, [B, P, ...] each."""
-    levels, hidden = vae.encode(tokens, valid)
+def everything(vae: TextVAE, tokens: Tensor, count: Tensor) -> dict[str, Tensor]:
+    """Outputs of every network, [B, P, ...] each. tokens [B, P, K], count [B]."""
+    real = real_tokens(count, tokens)
+    valid = real[..., 0]
+    levels, hidden = vae.encode(tokens, real)
     coarse = coarse_plane(levels)
     features = vae.decoder(levels, valid)
     states = vae.exact.patches(features, vae.embed_patches(tokens), valid)
@@ -143,6 +231,7 @@ def everything(vae: TextVAE, tokens: Tensor, valid: Tensor) -> dict[str, Tensor]
         "hidden": hidden,
         "context": vae.context(coarse, valid),
         "refiner": vae.refiner(coarse, valid),
+        "fine": vae.refiner.fine(coarse, valid),
         "features": features,
         "gist": vae.decoder.read(features.flatten(0, 1)).unflatten(0, features.shape[:2]),
         "exact": states,
@@ -155,13 +244,23 @@ def test_shipped_equals_trained(tiny_vae: TextVAE, tiny_config: ModelConfig) -> 
         if isinstance(module, ExactLinear | ExactEmbedding | ExactReadout):
             q, scale = quantize_rows(module.weight.detach())
             module.freeze(q.to(torch.int8), scale)
-    tokens, valid = random_tokens(tiny_config), mask()
-    mine, theirs = everything(tiny_vae, tokens, valid), everything(shipped, tokens, valid)
+    tokens, count = random_tokens(tiny_config), counts(tiny_config)
+    mine, theirs = everything(tiny_vae, tokens, count), everything(shipped, tokens, count)
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
         assert torch.isfinite(value).all()
     states = mine["gist"].flatten(0, 2)
     assert torch.equal(tiny_vae.readout.best(states), shipped.readout.best(states))
+    guess, kind = random_guesses(tiny_config, len(states))
+    history = token_history(tokens.flatten(1)).flatten(0, 1)
+    classes = tiny_vae.readout.class_of[tokens.flatten()]
+    logits = []
+    for vae in (tiny_vae, shipped):
+        found = vae.exact.tokens(states, history, guess, kind, vae.embed)
+        guessed = vae.exact.weigh(found, guess, kind)
+        inner = vae.readout.slot_logits(found, classes, guessed)
+        logits.append((found, guessed.bonus, vae.readout.class_logits(found, guessed), inner))
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*logits, strict=True))
 
 
 def test_zero_projections_were_randomized(tiny_vae: TextVAE) -> None:
@@ -174,10 +273,52 @@ def test_zero_projections_were_randomized(tiny_vae: TextVAE) -> None:
 
 
 def test_levels_are_integers_in_range(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    levels = tiny_vae.encode(random_tokens(tiny_config), mask()).levels
+    tokens = random_tokens(tiny_config)
+    levels = tiny_vae.encode(tokens, real_tokens(counts(tiny_config), tokens)).levels
+    assert levels.shape == (LANES, PATCHES, tiny_config.patch * tiny_config.channels)
     assert torch.equal(levels, levels.round())
     assert levels.abs().max() <= LEVEL
     assert len(levels.unique()) >= 5
+
+
+def test_tokens_that_pad_have_no_latent(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    tokens = random_tokens(tiny_config)
+    real = real_tokens(counts(tiny_config), tokens)
+    levels = tiny_vae.encode(tokens, real).levels.unflatten(-1, (tiny_config.patch, -1))
+    assert not levels[~real].any()
+    assert levels[real].any(-1).float().mean() > 0.5
+
+
+def test_which_tokens_are_real() -> None:
+    tokens = torch.zeros(4, 2, 3)
+    expected = [[0] * 6, [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1] * 6]
+    assert real_tokens(torch.tensor([0, 1, 4, 6]), tokens).flatten(1).int().tolist() == expected
+
+
+def test_a_token_stands_at_its_place_until_its_surroundings_move_it(tiny_config: ModelConfig) -> None:
+    vae = TextVAE(tiny_config).eval()  # as it starts: what moves a latent is zero
+    places = torch.randint(-LEVEL, LEVEL + 1, (tiny_config.vocabulary, tiny_config.channels))
+    vae.encoder.set_places(places.float())
+    tokens = random_tokens(tiny_config)
+    real = real_tokens(counts(tiny_config), tokens)
+    with torch.no_grad():
+        levels = vae.encode(tokens, real).levels.unflatten(-1, (tiny_config.patch, -1))
+    assert torch.equal(levels[real], places[tokens[real]].float())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_cells_are_numbers_of_their_planes(channels: int) -> None:
+    """All planes of two tokens and back; the first channel is the leading digit."""
+    values = torch.tensor([-1.0, 0.0, 1.0])
+    planes = torch.cartesian_prod(*[values] * (2 * channels))
+    index = cell_index(planes, channels)
+    assert index.shape == (9**channels, 2) and index.dtype == torch.int64
+    assert torch.equal(cell_plane(index, channels), planes)
+    size = PLANE**channels
+    assert (index[:, 0] * size + index[:, 1]).tolist() == list(range(size * size))
+    batched = planes.view(3, -1, 2 * channels)
+    assert torch.equal(cell_index(batched, channels), index.view(3, -1, 2))
+    assert torch.equal(cell_plane(index.view(3, -1, 2), channels), batched)
 
 
 def test_levels_split_into_two_planes_of_three() -> None:

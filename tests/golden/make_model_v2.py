@@ -1,0 +1,46 @@
+"""Makes the golden model, archive and blob of stream version 2: once, never to mend a test.
+
+Run from the root of the repository: python -m tests.golden.make_model_v2
+
+A new stream version gets a script and files of its own. Of version 1, whose networks no release has any more,
+archive and blob are kept as files to refuse.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from colazip import Archive, Record
+from colazip.codec import Codec
+from tests.tiny_model import passages, tiny_folder
+
+HERE = Path(__file__).parent
+MODEL, ARCHIVE, BLOB = HERE / "model-v2", HERE / "model-v2.cola", HERE / "model-v2.blob"
+
+
+def records() -> list[Record]:
+    """Text the model codes, text it does not, bytes, nothing, one record of several segments, and text that
+    comes back, also after a record that is kept plain and says it too."""
+    texts = [t.encode() for t in passages()[:12]]
+    rows = [*texts, "Größe, 日本, 😀".encode(), bytes(range(256)), b"", b" ".join(texts)]
+    rows += [texts[3] * 20, texts[3], texts[5][:-1]]
+    return [Record(data, f"r{i}", {"bytes": len(data)}) for i, data in enumerate(rows)]
+
+
+def blob_text() -> str:
+    return passages()[12]
+
+
+def main() -> None:
+    if MODEL.exists():
+        shutil.rmtree(MODEL)
+    shutil.copytree(tiny_folder(), MODEL)
+    (MODEL / "README.md").write_text("Made by `python -m tests.golden.make_model_v2`; for tests alone.\n")
+    codec = Codec.from_pretrained(MODEL)
+    Archive.pack(ARCHIVE, records(), codec=codec, overwrite=True)
+    BLOB.write_bytes(codec.encode([blob_text()])[0])
+
+
+if __name__ == "__main__":
+    main()
