@@ -17,7 +17,7 @@ _SLOT_BITS = 15  # a block holds at most 2**16 tokens, many of them in contexts 
 _TAG_BITS = (
     40  # of a context's hash, kept with the entry: a wrong match is as good as impossible, and harmless
 )
-_TOKEN_BITS, _RUN_BITS = 16, 2
+TOKEN_BITS, _RUN_BITS = 16, 2
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)[:, None]
 
 
@@ -36,17 +36,15 @@ class BlockMemory:
         context = np.empty((ORDERS, len(block)), np.uint64)
         context[0] = history[:, 0] + 1
         for order in range(1, ORDERS):
-            context[order] = context[order - 1] << np.uint64(_TOKEN_BITS) | history[:, order].astype(
-                np.uint64
-            )
+            context[order] = context[order - 1] << np.uint64(TOKEN_BITS) | history[:, order].astype(np.uint64)
         mixed = context * _ODD  # modulo 2**64
-        tag = (mixed >> np.uint64(8)) & np.uint64((1 << _TAG_BITS) - 1)
+        tag = np.maximum((mixed >> np.uint64(8)) & np.uint64((1 << _TAG_BITS) - 1), np.uint64(1))  # 0: empty
         place = np.arange(ORDERS)[:, None] * self._blocks + block
         slot = (place << _SLOT_BITS) + (mixed >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
         entry = self._table[slot]
-        hit = entry >> np.uint64(_TOKEN_BITS + _RUN_BITS) == tag
-        token = (entry & np.uint64((1 << _TOKEN_BITS) - 1)).astype(np.int64)
-        runs = (entry >> np.uint64(_TOKEN_BITS) & np.uint64(RUNS - 1)).astype(np.int64)
+        hit = entry >> np.uint64(TOKEN_BITS + _RUN_BITS) == tag
+        token = (entry & np.uint64((1 << TOKEN_BITS) - 1)).astype(np.int64)
+        runs = (entry >> np.uint64(TOKEN_BITS) & np.uint64(RUNS - 1)).astype(np.int64)
         self._asked = tag, slot, hit, token, runs
         guess, kind = np.zeros(len(block), np.int64), np.zeros(len(block), np.int64)
         for order in range(ORDERS):
@@ -59,8 +57,8 @@ class BlockMemory:
         a slot, the last lane stays (as NumPy assigns)."""
         tag, slot, hit, token, runs = self._asked
         runs = np.where(hit & (token == came), np.minimum(runs + 1, RUNS - 1), 0)
-        low = (runs << _TOKEN_BITS | came).astype(np.uint64)
-        self._table[slot] = tag << np.uint64(_TOKEN_BITS + _RUN_BITS) | low
+        low = (runs << TOKEN_BITS | came).astype(np.uint64)
+        self._table[slot] = tag << np.uint64(TOKEN_BITS + _RUN_BITS) | low
 
 
 def recall(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

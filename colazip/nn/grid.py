@@ -1,4 +1,4 @@
-"""Numbers that both implementations of the exact layers share, and the nested planes of the latents. No torch."""
+"""Numbers that both implementations of the exact layers share, and the planes of the latents. No torch."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Embedding:
 
 
 class Cache:
-    """Keys and values of one block for lanes that advance together, integers [lanes, heads, positions, width].
+    """Keys and values of one block for lanes that advance together: [lanes, heads, positions, width].
 
     Storage grows as positions are reached.
     """

@@ -1,9 +1,9 @@
-"""Shapes and types of the tensors that a model ships, from its configuration alone: what files are checked by."""
+"""Shapes and types of the tensors that a model ships, from its configuration alone."""
 
 from __future__ import annotations
 
 from colazip.config import ModelConfig, StackConfig
-from colazip.memory import KINDS
+from colazip.memory import KINDS, TOKEN_BITS
 from colazip.nn.grid import LEVEL, MAX_K, PLANE
 
 Shape = tuple[int, ...]
@@ -17,7 +17,7 @@ def hidden_width(width: int) -> int:
 
 
 def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
-    """Name -> (shape, NumPy type) of every tensor outside the prior. Raises ValueError if no model can be so."""
+    """Name -> (shape, NumPy type) of every tensor outside the prior; ValueError if no model can be so."""
     found: dict[str, tuple[Shape, str]] = {}
 
     def quantized(name: str, *shape: int) -> None:
@@ -43,8 +43,10 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
             found[f"{block}.temperature"] = (config.heads,), "float32"
 
     patch, channels, embedding = config.patch, config.channels, config.embedding
-    if channels > 8 or patch > 64:
+    if channels > 4 or patch > 64:
         raise ValueError(f"{channels} channels a token, {patch} tokens a patch: too many")
+    if config.vocabulary > 1 << TOKEN_BITS:
+        raise ValueError(f"{config.vocabulary} tokens: at most {1 << TOKEN_BITS}")
     plane, cells = 2 * patch * channels + 1, PLANE**channels
     local, hidden, vocabulary = config.local_width, config.local_hidden, config.vocabulary
     quantized("vae.embed", vocabulary, embedding)

@@ -23,7 +23,7 @@ class Networks(Protocol):
         """Begin the coarse plane of `lanes` lanes."""
 
     def coarse_context(self, position: int, previous: np.ndarray) -> None:
-        """Advance to a patch; previous: coarse plane of the patch before, float32 [n, K * C] (whatever at 0)."""
+        """Advance to a patch; previous: coarse plane of the one before, float32 [n, K * C] (any at 0)."""
 
     def coarse_table(self, token: int, known: np.ndarray) -> np.ndarray:
         """Tables of the cells of one token of the patch; known: those before it, float32 [m, token * C]."""
@@ -41,7 +41,7 @@ class Networks(Protocol):
         """Begin the exact text of `lanes` lanes."""
 
     def exact_context(self, position: int, features: Any, previous: np.ndarray) -> None:
-        """Advance to a patch; features [n, W] of it, tokens of the patch before int64 [n, K] (whatever at 0)."""
+        """Advance to a patch; features [n, W] of it, tokens of the one before int64 [n, K] (any at 0)."""
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray

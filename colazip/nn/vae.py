@@ -162,7 +162,7 @@ class Refiner(nn.Module):
         return self.leave(x).unflatten(-1, (self.patch, self.cells, self.cells))
 
     def fine(self, coarse: Tensor, valid: Tensor) -> Tensor:
-        """Logits of the fine plane under the coarse plane that is there: [B, P, K * C] -> [B, P, K, 3 ** C]."""
+        """Logits of the fine plane under the coarse one that is there: [B, P, K * C] -> [B, P, K, 3 ** C]."""
         table = self(coarse, valid)
         index = cell_index(coarse, self.channels)[..., None, None].expand(*table.shape[:3], 1, self.cells)
         return table.gather(3, index)[:, :, :, 0]

@@ -18,7 +18,6 @@ from colazip.tokenizer import Tokenizer
 
 _CHUNK = 4096  # records read and tokenized at once
 _BLOCKS_AT_ONCE = 64
-_LANE = 1024  # tokens of a lane, about what the codec takes
 
 
 def read_texts(
@@ -102,8 +101,11 @@ class TokenStore:
     kind: np.ndarray
 
     @classmethod
-    def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer) -> TokenStore:
-        """Tokenize once and keep the result in `folder`; a finished folder is opened instead."""
+    def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer, lane: int) -> TokenStore:
+        """Tokenize once and keep the result in `folder`; a finished folder is opened instead.
+
+        lane: tokens of a lane, as the codec will cut records.
+        """
         if (folder / "meta.json").exists():
             return cls.open(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,7 @@ class TokenStore:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))
         tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
-        _write_guesses(folder, tokens, np.array(ends, np.int64), tokenizer.lengths)
+        _write_guesses(folder, tokens, np.array(ends, np.int64), tokenizer.lengths, lane)
         (folder / "meta.json").write_text(json.dumps({"text_bytes": text_bytes}))
         return cls.open(folder)
 
@@ -154,15 +156,17 @@ class TokenStore:
         return np.stack([lo, np.minimum(lo + length, self.ends[record])], 1)
 
 
-def _write_guesses(folder: Path, tokens: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> None:
-    """What the memory of a block guesses at each token, the records standing in blocks as a writer fills them."""
+def _write_guesses(
+    folder: Path, tokens: np.ndarray, ends: np.ndarray, lengths: np.ndarray, lane: int
+) -> None:
+    """What the memory of a block guesses at each token, the records in blocks as a writer fills them."""
     starts = np.concatenate([[0], ends[:-1]])
     with (folder / "guess.bin").open("wb") as guesses, (folder / "kind.bin").open("wb") as kinds:
         blocks: list[list[tuple[int, int]]] = [[]]
         room = BLOCK_BYTES
 
         def flush() -> None:
-            guess, kind = _recall_blocks(tokens, blocks)
+            guess, kind = _recall_blocks(tokens, blocks, lane)
             guesses.write(guess.tobytes())
             kinds.write(kind.tobytes())
             print(f"\rguessed {blocks[-1][-1][1] / len(tokens):.0%}", end="", file=sys.stderr)
@@ -184,9 +188,11 @@ def _write_guesses(folder: Path, tokens: np.ndarray, ends: np.ndarray, lengths: 
     print(file=sys.stderr)
 
 
-def _recall_blocks(tokens: np.ndarray, blocks: list[list[tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray]:
+def _recall_blocks(
+    tokens: np.ndarray, blocks: list[list[tuple[int, int]]], lane: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Guesses (uint16) and kinds (uint8) of consecutive spans of tokens, block by block."""
-    lanes = lay_out([[hi - lo for lo, hi in spans] for spans in blocks], _LANE, 1)
+    lanes = lay_out([[hi - lo for lo, hi in spans] for spans in blocks], lane, 1)
     first = np.array([blocks[b][p][0] for b, p in zip(lanes.block, lanes.part, strict=True)]) + lanes.start
     table = np.zeros((len(lanes), int(lanes.count.max(initial=0))), np.int64)
     for row, (lo, count) in enumerate(zip(first, lanes.count, strict=True)):
@@ -325,9 +331,9 @@ def cluster_tokens(points: np.ndarray, frequency: np.ndarray, classes: int) -> n
 def latent_places(points: np.ndarray, frequency: np.ndarray, channels: int) -> np.ndarray:
     """A first place in the latent grid for every token, levels -4..4 as float32 [V, C].
 
-    The points are cut in three along their widest direction, weight (counts ** 0.75) in equal shares, over and
-    over: once for each channel's coarse digit, then once for each fine one. Tokens of a cell keep like company,
-    and so do the cells of a coarse cell.
+    The points are cut in three along their widest direction, weight (counts ** 0.75) in equal shares, over
+    and over: once for each channel's coarse digit, then once for each fine one. Tokens of a cell keep like
+    company, and so do the cells of a coarse cell.
     """
     weight = (frequency + 1.0) ** 0.75
     digits = np.zeros((len(points), 2 * channels), np.int64)

@@ -60,8 +60,9 @@ def run(
         return read_texts(paths, text_column, skip_sources)
 
     tokenizer = _tokenizer(recipe, texts, data, out / "tokenizer.json")
-    held_out = TokenStore.build(out / "validation", texts(validation), tokenizer)
-    train = TokenStore.build(out / "train", texts(data), tokenizer)
+    lane = recipe.model.segment * recipe.model.patch
+    held_out = TokenStore.build(out / "validation", texts(validation), tokenizer, lane)
+    train = TokenStore.build(out / "train", texts(data), tokenizer, lane)
     groups = out / "tokens.npz"
     if not groups.exists():
         points, frequency = company(train, tokenizer.size, recipe.vae.seed)

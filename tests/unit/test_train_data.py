@@ -45,7 +45,7 @@ from tests.tiny_model import passages
 
 @pytest.fixture(scope="module")
 def store(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    return TokenStore.build(tmp_path_factory.mktemp("store"), iter(passages()), tiny_tokenizer)
+    return TokenStore.build(tmp_path_factory.mktemp("store"), iter(passages()), tiny_tokenizer, LANE)
 
 
 # Reading
@@ -146,27 +146,27 @@ def test_records_are_tokenized_one_after_the_other(store: TokenStore, tiny_token
 def test_a_finished_store_is_opened_and_an_unfinished_one_built(
     tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    first = TokenStore.build(tmp_path / "store", iter(["one two", "three"]), tiny_tokenizer)
+    first = TokenStore.build(tmp_path / "store", iter(["one two", "three"]), tiny_tokenizer, LANE)
 
     def never() -> Iterator[str]:
         raise AssertionError("read again")
         yield
 
-    again = TokenStore.build(tmp_path / "store", never(), tiny_tokenizer)
+    again = TokenStore.build(tmp_path / "store", never(), tiny_tokenizer, LANE)
     assert again.tokens.tolist() == first.tokens.tolist() and again.ends.tolist() == first.ends.tolist()
     (tmp_path / "store" / "meta.json").unlink()  # written last: a killed build lacks it
-    other = TokenStore.build(tmp_path / "store", iter(["four"]), tiny_tokenizer)
+    other = TokenStore.build(tmp_path / "store", iter(["four"]), tiny_tokenizer, LANE)
     assert tiny_tokenizer.decode(other.tokens.tolist()) == b"four"
 
 
 def test_lone_surrogates_are_kept(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    made = TokenStore.build(tmp_path, iter(["a\ud800b"]), tiny_tokenizer)
+    made = TokenStore.build(tmp_path, iter(["a\ud800b"]), tiny_tokenizer, LANE)
     assert tiny_tokenizer.decode(made.tokens.tolist()) == b"a\xed\xa0\x80b"
 
 
 def test_no_text_is_an_input_error(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no text"):
-        TokenStore.build(tmp_path, iter([]), tiny_tokenizer)
+        TokenStore.build(tmp_path, iter([]), tiny_tokenizer, LANE)
 
 
 @pytest.mark.parametrize("name", ["meta.json", "ends.npy", "tokens.bin", "guess.bin", "kind.bin"])
@@ -174,7 +174,7 @@ def test_no_text_is_an_input_error(tiny_tokenizer: Tokenizer, tmp_path: Path) ->
 def test_a_damaged_store_is_an_input_error(
     tiny_tokenizer: Tokenizer, tmp_path: Path, name: str, data: bytes
 ) -> None:
-    TokenStore.build(tmp_path, iter(["one two", "three"]), tiny_tokenizer)
+    TokenStore.build(tmp_path, iter(["one two", "three"]), tiny_tokenizer, LANE)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=r"[Dd]elete"):
         TokenStore.open(tmp_path)
@@ -226,7 +226,7 @@ def test_guesses_are_those_of_the_blocks_that_a_writer_fills(
         part = coded[lanes.block[row]][lanes.part[row]]
         table[row, : lanes.count[row]] = part[lanes.start[row] :][: lanes.count[row]]
     expected = in_order(lanes, *recall(table, lanes.block, lanes.count))
-    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
+    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer, LANE)
     assert stored(made) == expected
     assert (made.guess.dtype, made.kind.dtype) == (np.uint16, np.uint8)
     assert np.mean(made.kind > 0) > 0.5 and np.mean(made.guess == made.tokens) > 0.1
@@ -253,14 +253,14 @@ def test_guesses_are_those_the_codec_codes_with(
     codec.encode_blocks([parts], (GIST, EXACT))
     lanes = lay_out([[len(t) for t in tiny_tokenizer.encode(parts)]], 1024, 4)
     assert lanes.count.max() == 1024
-    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
+    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer, LANE)
     assert stored(made) == in_order(lanes, *calls[0])
 
 
 def test_a_text_longer_than_a_block_is_several_parts(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Each starts a memory of its own: nothing is known at a block's first tokens."""
     text = "0123456789abcdef" * (3 * BLOCK_BYTES // 16)
-    made = TokenStore.build(tmp_path, iter([text]), tiny_tokenizer)
+    made = TokenStore.build(tmp_path, iter([text]), tiny_tokenizer, LANE)
     assert len(made.guess) == len(made.kind) == len(made.tokens)
     ends = np.cumsum(tiny_tokenizer.lengths[np.asarray(made.tokens)])
     starts = [0, *(np.searchsorted(ends, [BLOCK_BYTES, 2 * BLOCK_BYTES], side="right")).tolist()]
