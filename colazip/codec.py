@@ -207,7 +207,8 @@ class Codec:
         """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN."""
         result: list[list[str]] = []
         for some in self._open_blocks(blocks, (GIST,)):
-            tokens = [self.read_levels(levels, count) for levels, count in some.latents()]
+            assert some.levels is not None
+            tokens = self._read(some.levels, some.lanes)
             result.extend(
                 [p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens)
             )
@@ -249,13 +250,43 @@ class Codec:
         return {slot: [(lv, n) for _, lv, n in sorted(v, key=lambda s: s[0])] for slot, v in found.items()}
 
     def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
-        """Gist reading of one segment: levels [P, C] -> tokens int64 [count]."""
+        """Gist reading of one segment: levels [P, K * C] -> tokens int64 [count]."""
+        return self.read_segments([(levels, count)])[0]
+
+    def read_segments(self, segments: Sequence[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+        """Gist readings of segments, each levels [P, K * C] and its tokens: int64 [count] each."""
+        lanes = lay_out([[count] for _, count in segments], self._segment, self._patch)
+        if len(lanes) > sum(count > 0 for _, count in segments):
+            raise UsageError(f"a segment has at most {self._segment} tokens")
+        width = self._patch * self.model.config.channels
+        table = np.zeros((len(lanes), int(lanes.patches.max(initial=0)), width), np.float32)
+        for row, (at, count) in enumerate(zip(lanes.block.tolist(), lanes.count.tolist(), strict=True)):
+            kept = count * self.model.config.channels  # tokens that pad the last patch have no latent
+            table[row].reshape(-1)[:kept] = np.asarray(segments[at][0], np.float32).reshape(-1)[:kept]
+        tokens = [np.zeros(0, np.int64)] * len(segments)
+        levels = torch.from_numpy(table).to(self._device)
+        for at, read in zip(lanes.block.tolist(), self._read(levels, lanes), strict=True):
+            tokens[at] = read
+        return tokens
+
+    def _read(self, levels: Tensor, lanes: Lanes) -> list[np.ndarray]:
+        """Gist reading of every lane: levels [L, P, K * C] -> tokens int64 [count] each."""
+        tokens: list[np.ndarray] = []
         with torch.inference_mode():
-            x = torch.from_numpy(np.array(levels, np.float32))[None].to(self._device)
-            x.flatten()[count * self.model.config.channels :] = 0.0  # tokens that pad the last patch
-            valid = torch.ones(1, x.shape[1], dtype=torch.bool, device=self._device)
-            states = self._vae.decoder.read(self._vae.decoder(x, valid)[0]).flatten(0, 1)[:count]
-            return self._vae.readout.best(states).cpu().numpy()
+            for lo, hi, features in self._features(levels, lanes):
+                real = self._real(lanes, lo, hi, features.shape[1])
+                valid = real[..., 0]
+                states = self._vae.decoder.read(features[valid])[real[valid]]
+                flat = self._vae.readout.best(states).cpu().numpy()
+                tokens += np.split(flat, np.cumsum(lanes.count[lo : hi - 1]))
+        return tokens
+
+    def _features(self, levels: Tensor, lanes: Lanes) -> Iterator[tuple[int, int, Tensor]]:
+        """The decoder over all lanes in batches: levels [L, P, K * C] -> (first lane, end, features
+        [B, width, W])."""
+        for lo, hi, width in self._slices(lanes):
+            valid = self._real(lanes, lo, hi, width)[..., 0]
+            yield lo, hi, self._vae.decoder(levels[lo:hi, :width], valid)
 
     # -- encoding
 
@@ -503,9 +534,8 @@ class Codec:
             longest = int(lanes.patches.max(initial=0))
             assert some.levels is not None
             features = torch.zeros(len(lanes), longest, self.model.config.decoder.width, device=self._device)
-            for lo, hi, width in self._slices(lanes):
-                valid = self._real(lanes, lo, hi, width)[..., 0]
-                features[lo:hi, :width] = vae.decoder(some.levels[lo:hi, :width], valid)
+            for lo, hi, part in self._features(some.levels, lanes):
+                features[lo:hi, : part.shape[1]] = part
             memory = BlockMemory(len(some.blocks))
             # Three tokens of padding in front, so that the tokens before the first are padding.
             tokens = torch.zeros(len(lanes), 3 + longest * patch, dtype=torch.int64, device=self._device)
