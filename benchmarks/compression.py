@@ -1,6 +1,6 @@
 """colazip by layers beside classical coders, on the records of a Parquet file.
 
-python -m benchmarks.compression FILE.parquet [--sample N] [--json OUT] [--plot OUT.svg] [--language-model FILE]
+python -m benchmarks.compression FILE.parquet [--sample N] [--json OUT] [--plot OUT.svg]
 
 One line a coder over all records; then colazip's bytes by layer, each source packed alone, and each range of
 record lengths packed alone, for all coders that reach a single record. Peers that are trained (dictionaries
@@ -127,7 +127,8 @@ def measure_language_model(corpus: Corpus, checkpoint: Path, tokenizer: Tokenize
     model = from_checkpoint(load_checkpoint(checkpoint, torch.device("cpu")))
     if model.config.vocabulary != tokenizer.size:
         raise InputError(
-            f"{checkpoint}: is over {model.config.vocabulary} tokens, the model's tokenizer has {tokenizer.size}"
+            f"{checkpoint}: is over {model.config.vocabulary} tokens,"
+            f" the model's tokenizer has {tokenizer.size}"
         )
     name = f"autoregressive LM, {model.config.parameters / 1e6:.1f} M"
     note(name)

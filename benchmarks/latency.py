@@ -1,12 +1,12 @@
-"""One record, one at a time: how long the gist reading and the exact text take beside an autoregressive model.
+"""One record of text: how long its gist reading and its exact text take beside an autoregressive model.
 
 python -m benchmarks.latency [--record-bytes 2000] [--repeat N] [--model PATH] [--language-model FILE]
 
-Both sides run in this process, batch 1, on the CPU, in turns. The autoregressive side is a plain float transformer of
-as many parameters as colazip's coding networks, over the same tokens, with a KV cache: as a decoder it
-generates greedily as many tokens as the record has, one step a token; as a coder it decodes the record's own
-tokens, one step and one entropy-coded symbol a token. Its weights are random unless --language-model names a
-checkpoint: what is computed is the same, only the texts and the sizes mean nothing.
+Both sides run in this process, batch 1, on the CPU, in turns. The autoregressive side is a plain float
+transformer of as many parameters as colazip's coding networks, over the same tokens, with a KV cache: as a
+decoder it generates greedily as many tokens as the record has, one step a token; as a coder it decodes the
+record's own tokens, one step and one entropy-coded symbol a token. Its weights are random unless
+--language-model names a checkpoint: what is computed is the same, only the texts and the sizes mean nothing.
 """
 
 from __future__ import annotations
