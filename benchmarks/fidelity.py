@@ -256,9 +256,9 @@ def fidelity(
     click.echo(f"{file.name}: {count:,} records, {corpus.raw_bytes / 1e6:.2f} MB of text\n")
     click.echo(table(rows, count))
     click.echo(
-        "\nBoth planes: all bytes of an archive packed with the gist alone. Coarse plane alone: the same less\n"
-        "the bits of the fine plane's symbols, which no archive is written without. Cosine: of original and\n"
-        "reading under all-MiniLM-L6-v2, first 256 word pieces, mean over records. Without a ratio: yardsticks."
+        "\nBoth planes: all bytes of an archive packed with the gist alone. Coarse plane alone: the same\n"
+        "less the bits of the fine plane's symbols, which no archive is written without. Cosine: of original and\n"
+        "reading under all-MiniLM-L6-v2, first 256 word pieces, mean over records. No ratio: yardsticks."
     )
     if json_path:
         result = {
