@@ -257,8 +257,8 @@ def fidelity(
     click.echo(table(rows, count))
     click.echo(
         "\nBoth planes: all bytes of an archive packed with the gist alone. Coarse plane alone: the same\n"
-        "less the bits of the fine plane's symbols, which no archive is written without. Cosine: of original and\n"
-        "reading under all-MiniLM-L6-v2, first 256 word pieces, mean over records. No ratio: yardsticks."
+        "less the bits of the fine plane's symbols, which no archive is written without. Cosine: of original\n"
+        "and reading under all-MiniLM-L6-v2, first 256 word pieces, mean over records. No ratio: yardsticks."
     )
     if json_path:
         result = {

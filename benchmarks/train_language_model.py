@@ -42,6 +42,7 @@ from colazip.train.optimize import (
     to_tensors,
 )
 
+_CHUNK = 1 << 22  # tokens looked at at once
 _LN2 = 0.6931471805599453
 
 
@@ -155,11 +156,12 @@ def open_tokens(data: Sequence[Path], folder: Path, tokenizer: Tokenizer, column
         store = TokenStore.open(data[0])
     else:
         store = TokenStore.build(folder, read_texts(data, column), tokenizer)
-    counts = np.bincount(np.asarray(store.tokens), minlength=tokenizer.size)
-    if len(counts) > tokenizer.size or int(counts @ tokenizer.lengths) != store.text_bytes:
-        raise InputError(
-            f"{data[0]}: its tokens are not of the model's tokenizer; name the model of that run"
-        )
+    total = 0
+    for at in range(0, len(store.tokens), _CHUNK):
+        tokens = np.asarray(store.tokens[at : at + _CHUNK])
+        total += int(tokenizer.lengths[np.minimum(tokens, tokenizer.size - 1)].sum())
+    if total != store.text_bytes:
+        raise InputError(f"{data[0]}: its tokens are of another tokenizer than the model's; see --model")
     return store
 
 

@@ -1,9 +1,9 @@
 """An autoregressive language model as a peer: a decoder of text, and a coder of it (LLMZip, ts_zip).
 
 A plain float transformer (RMSNorm, rotary positions, squared ReLU, tied embedding) with a KV cache. As a
-coder it says which token comes next, one token a step, and the entropy coder of this package does the rest. Its
-float sums depend on machine, batch and threads, so what it codes is only read back by the very same steps:
-good enough to be measured, not to store anything.
+coder it says which token comes next, one token a step, and the entropy coder of this package does the rest.
+Its float sums depend on machine, batch and threads, so what it codes is only read back by the very same
+steps: good enough to be measured, not to store anything.
 """
 
 from __future__ import annotations
