@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -159,8 +159,16 @@ def drop_words(text: str, share: float, rng: random.Random) -> str:
     return " ".join(words[i] for i in kept)
 
 
-def measure(records: Sequence[bytes], codec: Codec, embedder: Embedder, folder: Path) -> list[Row]:
-    """Pack the records into `folder`, read them at each rate, judge readings and yardsticks."""
+def measure(
+    records: Sequence[bytes],
+    codec: Codec,
+    embed: Callable[[Sequence[str]], np.ndarray],
+    folder: Path,
+) -> list[Row]:
+    """Pack the records into `folder`, read them at each rate, judge readings and yardsticks.
+
+    embed: texts -> unit vectors [N, D].
+    """
     keeper = Keeper(codec)
     note("packing the gist")
     Archive.pack(folder / "gist", records, codec=keeper, layers=(GIST,))
@@ -169,11 +177,11 @@ def measure(records: Sequence[bytes], codec: Codec, embedder: Embedder, folder: 
     parts = unpack_parts(codec, keeper)
     originals = [record.decode("utf-8", "replace") for record in records]
     note("judging the originals")
-    vectors = embedder.embed(originals)
+    vectors = embed(originals)
 
     def judge(name: str, texts: Sequence[str], bytes_: float | None, accuracy: float | None) -> Row:
         note(name)
-        cosine = (vectors * embedder.embed(texts)).sum(1)
+        cosine = (vectors * embed(texts)).sum(1)
         ratio = None if bytes_ is None else raw / bytes_
         low = float(np.quantile(cosine, 0.1))
         return Row(name, bytes_, ratio, accuracy, float(cosine.mean()), low)
@@ -251,13 +259,13 @@ def fidelity(
     corpus = read_corpus(file, text_column, sample)
     codec = Codec.from_pretrained(model)
     with tempfile.TemporaryDirectory(prefix="colazip-bench-") as folder:
-        rows = measure(corpus.records, codec, embedder, Path(folder))
+        rows = measure(corpus.records, codec, embedder.embed, Path(folder))
     count = len(corpus.records)
     click.echo(f"{file.name}: {count:,} records, {corpus.raw_bytes / 1e6:.2f} MB of text\n")
     click.echo(table(rows, count))
     click.echo(
         "\nBoth planes: all bytes of an archive packed with the gist alone. Coarse plane alone: the same\n"
-        "less the bits of the fine plane's symbols, which no archive is written without. Cosine: of original\n"
+        "less the bits of the fine plane's symbols, which no archive is written without. Cosine of original\n"
         "and reading under all-MiniLM-L6-v2, first 256 word pieces, mean over records. No ratio: yardsticks."
     )
     if json_path:
