@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,16 +113,21 @@ def measure_peers(
         note(peer.name)
         results.rows.append(peers.measure(peer, corpus.records))
         if peer.access == "record":
-            for bucket, records in buckets.items():
+            for bucket, members in buckets.items():
+                records = [corpus.records[i] for i in members]
                 results.by_length.append(length_row(bucket, peers.measure(peer, records)))
 
 
 def measure_language_model(corpus: Corpus, checkpoint: Path, tokenizer: Tokenizer, results: Results) -> None:
-    """The autoregressive model of a checkpoint, on all records and on each range of lengths."""
+    """The autoregressive model of a checkpoint, on all records and on each range of lengths.
+
+    Packing is timed as one parallel pass; unpacking goes token by token and is not timed here
+    (benchmarks.latency does).
+    """
     import torch
 
     from colazip.errors import InputError
-    from colazip.evaluate.language_model import from_checkpoint
+    from colazip.evaluate.language_model import from_checkpoint, text_bits
     from colazip.train.optimize import load_checkpoint
 
     model = from_checkpoint(load_checkpoint(checkpoint, torch.device("cpu")))
@@ -132,10 +138,21 @@ def measure_language_model(corpus: Corpus, checkpoint: Path, tokenizer: Tokenize
         )
     name = f"autoregressive LM, {model.config.parameters / 1e6:.1f} M"
     note(name)
-    results.rows.append(peers.measure_language_model(model, tokenizer, corpus.records, name))
-    for bucket, records in lengths.by_length(corpus.records).items():
-        row = peers.measure_language_model(model, tokenizer, records, name)
-        results.by_length.append(length_row(bucket, row))
+    start = time.perf_counter()
+    tokens = tokenizer.encode(corpus.records)
+    bits = text_bits(model, tokens)
+    seconds = time.perf_counter() - start
+
+    def row(members: Sequence[int]) -> peers.Measurement:
+        records = [corpus.records[i] for i in members]
+        size = peers.language_model_bytes(records, [tokens[i] for i in members], bits[members])
+        raw = sum(map(len, records))
+        return peers.Measurement(name, "record", len(records), raw, size, seconds, float("nan"))
+
+    results.rows.append(row(list(range(len(tokens)))))
+    results.by_length += [
+        length_row(bucket, row(members)) for bucket, members in lengths.by_length(corpus.records).items()
+    ]
 
 
 def length_row(bucket: str, row: peers.Measurement) -> lengths.LengthRow:
@@ -171,8 +188,9 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
         for index, (source, records) in enumerate(corpus.by_source().items()):
             note(f"colazip on {source}")
             results.by_source.append(measure_source(source, records, codec, Path(folder) / f"source-{index}"))
-        for index, (bucket, records) in enumerate(lengths.by_length(corpus.records).items()):
+        for index, (bucket, members) in enumerate(lengths.by_length(corpus.records).items()):
             note(f"colazip on records of {bucket} bytes")
+            records = [corpus.records[i] for i in members]
             row, _ = measure_layers(records, VARIANTS[0], codec, Path(folder) / f"length-{index}")
             results.by_length.append(length_row(bucket, row))
     note("hostile records")

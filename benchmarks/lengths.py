@@ -27,11 +27,11 @@ class LengthRow:
         return self.raw_bytes / self.total_bytes if self.total_bytes else 0.0
 
 
-def by_length(records: Sequence[bytes]) -> dict[str, list[bytes]]:
-    """Records of each bucket that has any, short ones first."""
-    buckets: dict[str, list[bytes]] = {name: [] for name in NAMES}
-    for record in records:
-        buckets[NAMES[sum(len(record) > edge for edge in EDGES)]].append(record)
+def by_length(records: Sequence[bytes]) -> dict[str, list[int]]:
+    """Which records are in each bucket that has any, short ones first."""
+    buckets: dict[str, list[int]] = {name: [] for name in NAMES}
+    for index, record in enumerate(records):
+        buckets[NAMES[sum(len(record) > edge for edge in EDGES)]].append(index)
     return {name: some for name, some in buckets.items() if some}
 
 

@@ -30,7 +30,6 @@ from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
 from colazip.wire import varint, varints
 
 if TYPE_CHECKING:
-    from colazip.evaluate.language_model import LanguageModel
     from colazip.tokenizer import Tokenizer
 
 # What ZDICT's cover algorithm is run with: of k 50 to 400 and d 6, 8 the best on a validation split at 1 MiB,
@@ -314,33 +313,17 @@ def _batches(samples: Iterable[bytes], size: int = 4096) -> Iterable[list[bytes]
         yield batch
 
 
-def measure_language_model(
-    model: LanguageModel, tokenizer: Tokenizer, records: Sequence[bytes], name: str
-) -> Measurement:
-    """What an arithmetic coder would write under an autoregressive model that sees the record so far.
+def language_model_bytes(records: Sequence[bytes], tokens: Sequence[np.ndarray], bits: np.ndarray) -> int:
+    """What an arithmetic coder would write of records, whose tokens cost so many bits under an autoregressive
+    model that sees the record so far.
 
-    Counted, not written: bits under integer frequencies, rounded up to bytes for each block, and the varints
-    of the layout in blocks. Packing is timed as one parallel pass; unpacking goes token by token and is not
-    timed here (benchmarks.latency does).
+    Counted, not written: the bits of each block rounded up to bytes, and the varints of the layout in blocks.
     """
-    from colazip.evaluate.language_model import text_bits
-
-    start = time.perf_counter()
-    tokens = tokenizer.encode(records)
-    bits = text_bits(model, tokens)
     total = 0
     for block in in_blocks(records):
         stream = math.ceil(sum(float(bits[i]) for i in block) / 8)
         total += len(block_head([len(tokens[i]) for i in block], stream)) + stream
-    return Measurement(
-        name=name,
-        access="record",
-        records=len(records),
-        raw_bytes=sum(map(len, records)),
-        total_bytes=total,
-        pack_seconds=time.perf_counter() - start,
-        unpack_seconds=float("nan"),
-    )
+    return total
 
 
 def all_peers(samples: Sequence[bytes] | None, tokenizer: Tokenizer) -> Iterable[Peer]:

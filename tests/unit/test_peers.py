@@ -6,11 +6,9 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from colazip.entropy import PRECISION
 from colazip.evaluate import peers
-from colazip.evaluate.language_model import LanguageModel, LanguageModelConfig
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
 from colazip.tokenizer import Tokenizer
 
@@ -150,12 +148,11 @@ def test_blocks_fill_up_as_in_an_archive() -> None:
     ]
 
 
-def test_language_model_row_counts_bits_and_boundaries(tokenizer: Tokenizer) -> None:
-    torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(tokenizer.size, 64, 1, 64, context=64)).eval()
-    records = [*sentences(20, seed=5), b"", b"\xff\x00"]
-    row = peers.measure_language_model(model, tokenizer, records, "LM")
-    tokens = sum(map(len, tokenizer.encode(records)))
-    # An untrained model knows nothing: log2 of the vocabulary for each token, about.
-    assert row.total_bytes == pytest.approx(tokens * np.log2(tokenizer.size) / 8 + len(records), rel=0.05)
-    assert row.records == len(records) and row.raw_bytes == sum(map(len, records))
+def test_language_model_is_charged_for_bits_and_boundaries() -> None:
+    records, tokens = (
+        [b"ab", b"", b"x" * 300],
+        [np.array([1, 2]), np.zeros(0, np.int64), np.ones(200, np.int64)],
+    )
+    # 3 records, their 3 token counts (200 takes two bytes), the length of the stream; 8 + 0 + 9 bits.
+    assert peers.language_model_bytes(records, tokens, np.array([8.0, 0.0, 9.0])) == 1 + 1 + 1 + 2 + 1 + 3
+    assert peers.language_model_bytes([], [], np.zeros(0)) == 0
