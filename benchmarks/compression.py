@@ -216,9 +216,9 @@ def print_report(file: Path, corpus: Corpus, results: Results) -> None:
     click.echo(
         "\nAll bytes counted: for colazip the file on disk; for coders per record a varint length each\n"
         "beside the coded bytes; for solid ones the varint lengths of the records in front. Not counted, as\n"
-        "they ship with the reader: colazip's model, and what peers were trained to on other records. Texts\n"
-        "were unpacked and compared byte for byte; without the exact layer, unpack is the gist reading. Of an\n"
-        "autoregressive model the bits are counted (a record sees only itself), nothing is written."
+        "they ship with the reader: colazip's model, and what peers learnt from other records. Texts\n"
+        "were unpacked and compared byte for byte; without the exact layer, unpack is the gist reading. Of\n"
+        "an autoregressive model the bits are counted (a record sees only itself), nothing is written."
     )
     if results.by_layer:
         total = sum(results.by_layer.values())
