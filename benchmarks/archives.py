@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from colazip.archive import Archive
+from colazip.codec import Codec
 from colazip.evaluate.peers import Measurement
 from colazip.layers import EXACT, GIST, LAYERS, SEARCH, ArchiveCodec, Block
 
@@ -94,3 +95,14 @@ def measure_source(source: str, records: Sequence[bytes], codec: ArchiveCodec, p
     return SourceRow(
         source, len(records), summary.text_bytes, path.stat().st_size, counter.parts, counter.plain_parts
     )
+
+
+def largest_growth(records: Sequence[bytes], codec: Codec) -> int:
+    """Bytes by which the worst of the blobs, one a record, is longer than its record.
+
+    Raises ValueError if a record comes back changed.
+    """
+    blobs = codec.encode(records)
+    if codec.decode(blobs) != list(records):
+        raise ValueError("blobs of hostile records came back changed")
+    return max(len(blob) - len(record) for blob, record in zip(blobs, records, strict=True))

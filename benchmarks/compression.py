@@ -1,28 +1,41 @@
 """colazip by layers beside classical coders, on the records of a Parquet file.
 
 python -m benchmarks.compression FILE.parquet [--sample N] [--json OUT] [--plot OUT.svg]
+
+One line a coder over all records; then colazip's bytes by layer, each source packed alone, and each range of
+record lengths packed alone, for all coders that reach a single record. Peers that are trained (dictionaries
+of zstd, the static table over tokens) learn from train-*.parquet beside FILE. --language-model adds an
+autoregressive transformer with arithmetic coding, trained by benchmarks.train_language_model. Last, what
+colazip makes of records that no model expects: the largest growth of a blob over its record.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from benchmarks import lengths
+from benchmarks.command import note, run_command
 from benchmarks.corpus import Corpus, evenly_spaced, read_corpus
-from colazip.errors import ColazipError
+from benchmarks.plot import bar_chart, svg
 from colazip.evaluate import peers
 from colazip.evaluate.table import markdown
+
+if TYPE_CHECKING:
+    from colazip.tokenizer import Tokenizer
 
 INDEX_ONLY = "colazip search"  # gives no text back, so a ratio would mean nothing
 DICTIONARY_SAMPLE_BYTES = 64 << 20
 PEER_COLOUR, OWN_COLOUR = "#9aa5b1", "#2f6fde"
+PEER_LINES = ("#9aa5b1", "#d9822b", "#52a36b", "#8a6fc9", "#c9576f", "#3e4c59")
 
 
 @dataclass
@@ -32,6 +45,8 @@ class Results:
     rows: list[peers.Measurement] = field(default_factory=list)
     by_layer: dict = field(default_factory=dict)
     by_source: list = field(default_factory=list)
+    by_length: list[lengths.LengthRow] = field(default_factory=list)
+    growth: dict[str, int] = field(default_factory=dict)
     model: dict = field(default_factory=dict)
 
 
@@ -43,9 +58,14 @@ class Results:
     "--train",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Parquet file to train zstd dictionaries on; may be repeated. Default: train-*.parquet beside FILE.",
+    help="Parquet file to train peers on; may be repeated. Default: train-*.parquet beside FILE.",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the embedded model.")
+@click.option(
+    "--language-model",
+    type=click.Path(path_type=Path),
+    help="Checkpoint of an autoregressive model to measure as a peer.",
+)
 @click.option("--only", type=click.Choice(["peers", "colazip"]), help="Measure one side only.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures here.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw the ratios as an SVG here.")
@@ -55,6 +75,7 @@ def compression(
     sample: int | None,
     train: tuple[Path, ...],
     model: Path | None,
+    language_model: Path | None,
     only: str | None,
     json_path: Path | None,
     plot: Path | None,
@@ -63,17 +84,79 @@ def compression(
     corpus = read_corpus(file, text_column, sample)
     results = Results()
     if only != "colazip":
-        samples = dictionary_samples(file, train, text_column)
-        for peer in peers.all_peers(samples):
-            note(peer.name)
-            results.rows.append(peers.measure(peer, corpus.records))
+        measure_peers(corpus, dictionary_samples(file, train, text_column), tokenizer_of(model), results)
+        if language_model:
+            measure_language_model(corpus, language_model, tokenizer_of(model), results)
     if only != "peers":
         measure_colazip(corpus, model, results)
     print_report(file, corpus, results)
     if json_path:
         json_path.write_text(json.dumps(as_json(file, corpus, results), indent=2) + "\n", encoding="utf-8")
     if plot:
-        plot.write_text(chart(results.rows), encoding="utf-8")
+        plot.write_text(chart(results), encoding="utf-8")
+
+
+def tokenizer_of(model: Path | None) -> Tokenizer:
+    """The vocabulary of a model folder; its weights stay unread."""
+    from colazip.pretrained import resolve
+    from colazip.tokenizer import Tokenizer
+
+    return Tokenizer((resolve(model) / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def measure_peers(
+    corpus: Corpus, samples: list[bytes] | None, tokenizer: Tokenizer, results: Results
+) -> None:
+    """Every peer on all records, and those that reach a single record on each range of lengths."""
+    buckets = lengths.by_length(corpus.records)
+    for peer in peers.all_peers(samples, tokenizer):
+        note(peer.name)
+        results.rows.append(peers.measure(peer, corpus.records))
+        if peer.access == "record":
+            for bucket, members in buckets.items():
+                records = [corpus.records[i] for i in members]
+                results.by_length.append(length_row(bucket, peers.measure(peer, records)))
+
+
+def measure_language_model(corpus: Corpus, checkpoint: Path, tokenizer: Tokenizer, results: Results) -> None:
+    """The autoregressive model of a checkpoint, on all records and on each range of lengths.
+
+    Packing is timed as one parallel pass; unpacking goes token by token and is not timed here
+    (benchmarks.latency does).
+    """
+    import torch
+
+    from colazip.errors import InputError
+    from colazip.evaluate.language_model import from_checkpoint, text_bits
+    from colazip.train.optimize import load_checkpoint
+
+    model = from_checkpoint(load_checkpoint(checkpoint, torch.device("cpu")))
+    if model.config.vocabulary != tokenizer.size:
+        raise InputError(
+            f"{checkpoint}: is over {model.config.vocabulary} tokens,"
+            f" the model's tokenizer has {tokenizer.size}"
+        )
+    name = f"autoregressive LM, {model.config.parameters / 1e6:.1f} M"
+    note(name)
+    start = time.perf_counter()
+    tokens = tokenizer.encode(corpus.records)
+    bits = text_bits(model, tokens)
+    seconds = time.perf_counter() - start
+
+    def row(members: Sequence[int]) -> peers.Measurement:
+        records = [corpus.records[i] for i in members]
+        size = peers.language_model_bytes(records, [tokens[i] for i in members], bits[members])
+        raw = sum(map(len, records))
+        return peers.Measurement(name, "record", len(records), raw, size, seconds, float("nan"))
+
+    results.rows.append(row(list(range(len(tokens)))))
+    results.by_length += [
+        length_row(bucket, row(members)) for bucket, members in lengths.by_length(corpus.records).items()
+    ]
+
+
+def length_row(bucket: str, row: peers.Measurement) -> lengths.LengthRow:
+    return lengths.LengthRow(row.name, bucket, row.records, row.raw_bytes, row.total_bytes)
 
 
 def dictionary_samples(file: Path, train: Sequence[Path], column: str) -> list[bytes] | None:
@@ -87,8 +170,9 @@ def dictionary_samples(file: Path, train: Sequence[Path], column: str) -> list[b
 
 
 def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> None:
-    """Archives by layers, then one archive a source."""
-    from benchmarks.archives import VARIANTS, measure_layers, measure_source
+    """Archives by layers, then one archive a source and one a range of lengths; blobs of hostile records."""
+    from benchmarks.archives import VARIANTS, largest_growth, measure_layers, measure_source
+    from benchmarks.records import hostile
     from colazip.codec import Codec
 
     codec = Codec.from_pretrained(model)
@@ -104,6 +188,13 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
         for index, (source, records) in enumerate(corpus.by_source().items()):
             note(f"colazip on {source}")
             results.by_source.append(measure_source(source, records, codec, Path(folder) / f"source-{index}"))
+        for index, (bucket, members) in enumerate(lengths.by_length(corpus.records).items()):
+            note(f"colazip on records of {bucket} bytes")
+            records = [corpus.records[i] for i in members]
+            row, _ = measure_layers(records, VARIANTS[0], codec, Path(folder) / f"length-{index}")
+            results.by_length.append(length_row(bucket, row))
+    note("hostile records")
+    results.growth = {kind: largest_growth(records, codec) for kind, records in hostile().items()}
 
 
 def print_report(file: Path, corpus: Corpus, results: Results) -> None:
@@ -125,8 +216,9 @@ def print_report(file: Path, corpus: Corpus, results: Results) -> None:
     click.echo(
         "\nAll bytes counted: for colazip the file on disk; for coders per record a varint length each\n"
         "beside the coded bytes; for solid ones the varint lengths of the records in front. Not counted, as\n"
-        "they ship with the reader: colazip's model, and the dictionaries, trained on other records. Texts\n"
-        "were unpacked and compared byte for byte; without the exact layer, unpack is the gist reading."
+        "they ship with the reader: colazip's model, and what peers learnt from other records. Texts\n"
+        "were unpacked and compared byte for byte; without the exact layer, unpack is the gist reading. Of\n"
+        "an autoregressive model the bits are counted (a record sees only itself), nothing is written."
     )
     if results.by_layer:
         total = sum(results.by_layer.values())
@@ -149,6 +241,15 @@ def print_report(file: Path, corpus: Corpus, results: Results) -> None:
             for row in results.by_source
         ]
         click.echo("\nEach source packed alone, all layers, all bytes of its file:\n\n" + markdown(sources))
+    if results.by_length:
+        click.echo(
+            "\nRatio by record length, the records of each range packed alone:\n\n"
+            + markdown(lengths.table(results.by_length))
+        )
+    if results.growth:
+        growth = [("hostile records, a blob each", "largest growth of a blob over its record, bytes")]
+        growth += [(kind, f"{grown}") for kind, grown in results.growth.items()]
+        click.echo("\n" + markdown(growth))
 
 
 def speed(count: int, seconds: float) -> str:
@@ -174,42 +275,24 @@ def as_json(file: Path, corpus: Corpus, results: Results) -> dict:
         "coders": [clean(asdict(row)) | {"ratio": row.ratio} for row in results.rows],
         "bytes_by_layer": results.by_layer,
         "by_source": [asdict(row) | {"ratio": row.ratio} for row in results.by_source],
+        "by_length": [asdict(row) | {"ratio": row.ratio} for row in results.by_length],
+        "growth_bytes": results.growth,
     }
 
 
-def chart(rows: Sequence[peers.Measurement]) -> str:
-    from benchmarks.plot import bar_chart
-
+def chart(results: Results) -> str:
+    """Bars of all coders, below them lines over record length."""
     bars = [
         (row.name, row.ratio, OWN_COLOUR if row.name.startswith("colazip") else PEER_COLOUR)
-        for row in rows
+        for row in results.rows
         if row.name != INDEX_ONLY
     ]
-    return bar_chart("Compression ratio, all bytes counted (more is better)", bars)
-
-
-def note(message: str) -> None:
-    click.echo(message, err=True)
-
-
-def main() -> int:
-    """Returns the exit code; a failure is one line on stderr."""
-    try:
-        compression.main(prog_name="python -m benchmarks.compression", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except ColazipError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except (OSError, ValueError, ImportError) as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("error: interrupted", err=True)
-        return 1
-    return 0
+    title = "Compression ratio, all bytes counted (more is better)"
+    return svg(
+        title,
+        [bar_chart(title, bars), lengths.chart(results.by_length, "colazip", OWN_COLOUR, PEER_LINES)],
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(compression, "benchmarks.compression")

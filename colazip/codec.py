@@ -290,13 +290,26 @@ class Codec:
         return {slot: [(lv, n) for _, lv, n in sorted(v, key=lambda s: s[0])] for slot, v in found.items()}
 
     def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
-        """Gist reading of one segment: levels [P, C] -> tokens int64 [count]."""
-        x = np.array(levels, np.float32)[None]
-        x.reshape(-1)[count * self.model.config.channels :] = 0.0  # tokens that pad the last patch
-        patches = x.shape[1]
-        lane = Lanes(*(np.array([n], np.int64) for n in (0, 0, 0, count, patches)))
-        with self._networks(lane) as net:
-            return read_tokens(net, lane, x, 1)[0]
+        """Gist reading of one segment: levels [P, K * C] -> tokens int64 [count]."""
+        return self.read_segments([(levels, count)])[0]
+
+    def read_segments(self, segments: Sequence[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+        """Gist readings of segments, each levels [P, K * C] and its tokens: int64 [count] each."""
+        lanes = lay_out([[count] for _, count in segments], self._segment, self._patch)
+        if len(lanes) > sum(count > 0 for _, count in segments):
+            raise UsageError(f"a segment has at most {self._segment} tokens")
+        width = self._patch * self.model.config.channels
+        table = np.zeros((len(lanes), int(lanes.patches.max(initial=0)), width), np.float32)
+        for row, (at, count) in enumerate(zip(lanes.block.tolist(), lanes.count.tolist(), strict=True)):
+            kept = count * self.model.config.channels  # tokens that pad the last patch have no latent
+            table[row].reshape(-1)[:kept] = np.asarray(segments[at][0], np.float32).reshape(-1)[:kept]
+        tokens = [np.zeros(0, np.int64)] * len(segments)
+        with self._networks(lanes) as net:
+            for at, read in zip(
+                lanes.block.tolist(), read_tokens(net, lanes, table, self.batch_size), strict=True
+            ):
+                tokens[at] = read
+        return tokens
 
     # -- encoding
 

@@ -38,31 +38,31 @@ class Model:
     def __init__(
         self, id: str, config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.ndarray]
     ) -> None:
-        self.id, self.config, self.tokenizer, self._tensors = id, config, tokenizer, tensors
+        self.id, self.config, self.tokenizer, self.tensors = id, config, tokenizer, tensors
 
     @property
     def codebook(self) -> np.ndarray:
         """Centroids of the search codes, float32 [M, 256, D / M]."""
-        return self._tensors["search.codebook"]
+        return self.tensors["search.codebook"]
 
     @cached_property
     def portable(self) -> PortableNetworks:
         from colazip.nn.portable import PortableNetworks
 
-        return PortableNetworks(self.config, self._tensors)
+        return PortableNetworks(self.config, self.tensors)
 
     @cached_property
     def vectors(self) -> PortableVectors:
         from colazip.nn.portable import PortableVectors
 
-        return PortableVectors(self.config, self._tensors)
+        return PortableVectors(self.config, self.tensors)
 
     @cached_property
     def vae(self) -> TextVAE:
         from colazip.nn.vae import TextVAE
 
         vae = TextVAE(self.config)
-        _import(vae, "vae.", self._tensors)
+        _import(vae, "vae.", self.tensors)
         return vae
 
     @cached_property
@@ -70,7 +70,7 @@ class Model:
         from colazip.nn.search_head import SearchHead
 
         search = SearchHead(self.config)
-        _import(search, "search.", self._tensors)
+        _import(search, "search.", self.tensors)
         return search
 
     @cached_property
@@ -80,7 +80,7 @@ class Model:
 
         prior = DiT(self.config)
         try:
-            prior.load_state_dict(_import_prior(self._tensors))
+            prior.load_state_dict(_import_prior(self.tensors))
         except (RuntimeError, KeyError) as e:
             raise ModelError("weights.safetensors: the prior's weights do not fit config.json") from e
         return prior.eval().requires_grad_(False)
@@ -200,6 +200,15 @@ def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.nd
     return digest.hexdigest()[:32]
 
 
+def from_networks(
+    config: ModelConfig, tokenizer: Tokenizer, vae: TextVAE, search: SearchHead, prior: DiT
+) -> Model:
+    """The model that these networks are once they are shipped, quantized."""
+    shipped = {**_export(vae, "vae."), **_export(search, "search."), **_export_prior(prior)}
+    tensors = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in shipped.items()}
+    return Model(model_id(config, tokenizer, tensors), config, tokenizer, tensors)
+
+
 def save_pretrained(
     folder: Path,
     *,
@@ -213,16 +222,13 @@ def save_pretrained(
 ) -> str:
     """Write a model folder; returns the model's id. `figures` go into config-side metadata, `card` into
     README.md."""
-    import torch
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {**_export(vae, "vae."), **_export(search, "search.")}
-    tensors.update(_export_prior(prior))
-    tensors = {n: v.to("cpu", memory_format=torch.contiguous_format) for n, v in tensors.items()}
-    identity = model_id(config, tokenizer, {n: v.numpy() for n, v in tensors.items()})
+    model = from_networks(config, tokenizer, vae, search, prior)
+    identity = model.id
     partial = folder / "weights.partial"
-    save_file(tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
+    save_file(model.tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
     os.chmod(partial, 0o644)  # the library writes it for the owner alone
     os.replace(partial, folder / "weights.safetensors")
     (folder / "config.json").write_text(config.to_json())

@@ -5,21 +5,32 @@ Every byte that a reader needs is in that string, record boundaries included:
 - per record: varint(length of the coded record), coded record, and so on. A reader that keeps the offsets in
   memory reaches one record by decoding that record alone.
 - solid: varint(length) of every record in front, then one stream of all records joined.
+- in blocks: as an archive does it, records of up to 64 KiB of text share one coded stream. For each block
+  varint(records), varint(tokens) of each, varint(length of the stream), stream. A reader decodes one block.
 
-What ships with the reader isn't counted: the coder itself, and a dictionary trained beforehand on other text,
-just as colazip's model isn't.
+What ships with the reader isn't counted: the coder itself, and a dictionary, a table or a language model
+trained beforehand on other text, just as colazip's model isn't.
 """
 
 from __future__ import annotations
 
+import itertools
 import lzma
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import zstandard
 
-from colazip.wire import varint
+from colazip.entropy import PRECISION, StreamDecoder, encode_streams
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
+from colazip.wire import varint, varints
+
+if TYPE_CHECKING:
+    from colazip.tokenizer import Tokenizer
 
 # What ZDICT's cover algorithm is run with: of k 50 to 400 and d 6, 8 the best on a validation split at 1 MiB,
 # and within 0.2 % of the best at 110 KiB.
@@ -222,13 +233,107 @@ def ppmd_solid(order: int = PPMD_ORDER, memory: int = PPMD_MEMORY) -> Peer:
     return solid(f"PPMd order {order} solid", compress, decompress)
 
 
-def all_peers(samples: Sequence[bytes] | None) -> Iterable[Peer]:
-    """Every peer of the compression table, built one at a time. Without `samples` none with a dictionary."""
+def in_blocks(records: Sequence[bytes]) -> list[range]:
+    """Which records stand in each block, filled in their order as an archive's writer does. A record longer
+    than a block has one of its own."""
+    blocks: list[range] = []
+    first = room = 0
+    for index, record in enumerate(records):
+        if index and (len(record) > room or index - first == BLOCK_PARTS):
+            blocks.append(range(first, index))
+            first = index
+        if index == first:
+            room = BLOCK_BYTES
+        room -= len(record)
+    return [*blocks, range(first, len(records))] if records else []
+
+
+def frequency_table(counts: np.ndarray) -> np.ndarray:
+    """Counts int64 [A] -> frequencies int64 [A], each at least 1, that add up to 2**PRECISION."""
+    total = 1 << PRECISION
+    smooth = counts + 1
+    share = smooth / smooth.sum() * (total - len(counts))
+    table = np.floor(share).astype(np.int64) + 1
+    largest_remainders = np.argsort(np.floor(share) - share, kind="stable")[: total - int(table.sum())]
+    table[largest_remainders] += 1
+    return table
+
+
+def static_ans(tokenizer: Tokenizer, samples: Iterable[bytes]) -> Peer:
+    """Tokens of the model's own vocabulary under one static table, counted over `samples`, coded by the
+    package's own entropy coder in blocks."""
+    counts = np.zeros(tokenizer.size, np.int64)
+    for batch in _batches(samples):
+        for tokens in tokenizer.encode(batch):
+            counts += np.bincount(tokens, minlength=len(counts))
+    table = frequency_table(counts)
+    ends = np.cumsum(table)
+    cdf = np.concatenate([[0], ends]).astype(np.int32)
+
+    def pack(records: Sequence[bytes]) -> bytes:
+        coded = tokenizer.encode(records)
+        blocks = [[coded[i] for i in block] for block in in_blocks(records)]
+        joined = [np.concatenate(block) for block in blocks]
+        streams = encode_streams([(ends[tokens] - table[tokens], table[tokens]) for tokens in joined])
+        return b"".join(
+            block_head(list(map(len, block)), len(stream)) + stream
+            for block, stream in zip(blocks, streams, strict=True)
+        )
+
+    def unpack(data: bytes) -> list[bytes]:
+        lengths: list[list[int]] = []
+        streams: list[bytes] = []
+        at = 0
+        while at < len(data):
+            count, at = read_varint(data, at)
+            lengths.append([])
+            for _ in range(count):
+                length, at = read_varint(data, at)
+                lengths[-1].append(length)
+            size, at = read_varint(data, at)
+            streams.append(data[at : at + size])
+            at += size
+        decoder = StreamDecoder(streams)
+        tokens = decoder.decode(np.repeat(np.arange(len(streams)), [sum(block) for block in lengths]), cdf)
+        decoder.finish()
+        cuts = np.cumsum([length for block in lengths for length in block])[:-1]
+        return [tokenizer.decode(part.tolist()) for part in np.split(tokens, cuts)] if lengths else []
+
+    return Peer("BPE + static ANS", "record", pack, unpack)
+
+
+def block_head(tokens: Sequence[int], stream: int) -> bytes:
+    """What stands in front of a block's stream: its records, the tokens of each, the bytes of the stream."""
+    return varints([len(tokens), *tokens, stream])
+
+
+def _batches(samples: Iterable[bytes], size: int = 4096) -> Iterable[list[bytes]]:
+    iterator = iter(samples)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def language_model_bytes(records: Sequence[bytes], tokens: Sequence[np.ndarray], bits: np.ndarray) -> int:
+    """What an arithmetic coder would write of records, whose tokens cost so many bits under an autoregressive
+    model that sees the record so far.
+
+    Counted, not written: the bits of each block rounded up to bytes, and the varints of the layout in blocks.
+    """
+    total = 0
+    for block in in_blocks(records):
+        stream = math.ceil(sum(float(bits[i]) for i in block) / 8)
+        total += len(block_head([len(tokens[i]) for i in block], stream)) + stream
+    return total
+
+
+def all_peers(samples: Sequence[bytes] | None, tokenizer: Tokenizer) -> Iterable[Peer]:
+    """Every peer of the compression table, built one at a time. Without `samples` none that is trained."""
     yield zstd_per_record()
     yield brotli_per_record()
     if samples is not None:
         for label, size in DICTIONARY_SIZES.items():
             yield zstd_dictionary(samples, size, label)
+        yield static_ans(tokenizer, samples)
     yield zstd_solid()
     yield xz_solid()
     yield brotli_solid()

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from colazip.nn.search_head import SearchHead
-from colazip.vectors import assign_codes
 from colazip.nn.vae import TextVAE, real_tokens
 from colazip.train.data import Batch, TokenStore
 from colazip.train.optimize import (
@@ -26,6 +25,7 @@ from colazip.train.optimize import (
     save_atomic,
     to_tensors,
 )
+from colazip.vectors import assign_codes
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.archives import measure_layers, measure_source
+from benchmarks import lengths
+from benchmarks.archives import largest_growth, measure_layers, measure_source
 from benchmarks.corpus import evenly_spaced, read_corpus
+from benchmarks.plot import Line, bar_chart, line_chart, svg
 from benchmarks.search import figures
 from colazip.demo import handbook
 from colazip.errors import InputError
 from colazip.layers import LAYERS
 from tests.plain_codec import PlainCodec
+from tests.tiny_model import tiny_codec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +53,10 @@ def test_peers_only(parquet: Path, tmp_path: Path) -> None:
     assert coders["zstd -19 per record"]["ratio"] < coders["PPMd order 16 solid"]["ratio"]
     assert f"| {coders['xz -9e solid']['ratio']:.2f} |" in done.stdout.replace(" " * 2, " ")
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    by_length = json.loads(figures.read_text())["by_length"]
+    assert {row["coder"] for row in by_length} == {"zstd -19 per record", "brotli -11 per record"}
+    assert sum(row["records"] for row in by_length) == 2 * 30
+    assert "Ratio by record length" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -95,3 +102,37 @@ def test_retrieval_figures_against_known_rankings() -> None:
     assert recall == 1.0
     many = np.arange(20.0)[None]
     assert figures(many, [{0: 1.0, 19: 1.0}])[1] == 0.5
+
+
+def test_records_by_length() -> None:
+    records = [b"x" * n for n in (0, 200, 201, 400, 401, 1000, 1001, 4000, 4001, 9000)]
+    buckets = lengths.by_length(records)
+    assert list(buckets) == list(lengths.NAMES)
+    assert list(buckets.values()) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert lengths.by_length([b"x" * 300]) == {"201-400": [0]}
+    rows = [lengths.LengthRow(c, b, 1, 300, 100) for c, b in (("a", "201-400"), ("colazip", "0-200"))]
+    assert lengths.table(rows)[1:] == [
+        ("0-200", "1", "0.000", "-", "3.00"),
+        ("201-400", "1", "0.000", "3.00", "-"),
+    ]
+    size, elements = lengths.chart(rows, "colazip", "#00f", ["#888"])
+    assert size > 0 and any("#00f" in e for e in elements) and any("#888" in e for e in elements)
+
+
+def test_charts_are_well_formed() -> None:
+    lines = [Line("a <b>", "#123456", [(1.0, 0.5), (2.0, 0.9)]), Line("level", "#999999", [(1.0, 0.7)], True)]
+    panels = [bar_chart("bars & more", [("x", 2.0, "#000")]), line_chart("lines", lines, "ratio", top=1.0)]
+    root = ElementTree.fromstring(svg("both", [*panels, line_chart("nothing", [], "x")]))
+    tag = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f".//{tag}circle")) == 2  # none on a dashed line
+    assert root.get("viewBox", "").endswith(str(sum(p[0] for p in panels) + 40))
+    for circle in root.iter(f"{tag}circle"):
+        assert 0 < float(circle.get("cy", "0")) < panels[1][0]
+
+
+def test_growth_is_that_of_the_worst_blob() -> None:
+    codec = tiny_codec()
+    records = [b"", b"\xff", bytes(range(256))]
+    blobs = codec.encode(records)
+    grown = [len(b) - len(r) for b, r in zip(blobs, records, strict=True)]
+    assert largest_growth(records, codec) == max(grown) <= 8

@@ -276,6 +276,19 @@ def test_layers_stand_alone() -> None:
         codec.search_codes(gist)
 
 
+def test_segments_read_the_same_in_any_batch() -> None:
+    blocks = tiny_codec().encode_blocks(text_blocks(), (GIST,))
+    segments = [s for b in blocks for rows in tiny_codec().latents(b).values() for s in rows]
+    segments.insert(3, (np.zeros((0, segments[0][0].shape[1]), np.float32), 0))
+    readings = tiny_codec(7).read_segments(segments)
+    assert [len(r) for r in readings] == [count for _, count in segments]
+    for (levels, count), reading in zip(segments, readings, strict=True):
+        assert (tiny_codec(1).read_levels(levels, count) == reading).all()
+    assert [len(r) for r in tiny_codec().read_segments([(np.zeros((0, 8)), 0)])] == [0]
+    with pytest.raises(UsageError, match="at most"):
+        tiny_codec().read_levels(np.zeros((1000, segments[0][0].shape[1])), 4000)
+
+
 def test_blob_of_the_gist_alone_reads_but_does_not_decode() -> None:
     codec = tiny_codec()
     text = " ".join(passages()[:4])

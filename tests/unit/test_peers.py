@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
+from colazip.entropy import PRECISION
 from colazip.evaluate import peers
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
+from colazip.tokenizer import Tokenizer
 
 WORDS = [
     "the",
@@ -38,7 +42,12 @@ def sentences(count: int, seed: int) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def every_peer() -> list[peers.Peer]:
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([s.decode() for s in sentences(200, seed=1)], 320)
+
+
+@pytest.fixture(scope="module")
+def every_peer(tokenizer: Tokenizer) -> list[peers.Peer]:
     pytest.importorskip("brotli")
     pytest.importorskip("pyppmd")
     return [
@@ -49,6 +58,7 @@ def every_peer() -> list[peers.Peer]:
         peers.xz_solid(),
         peers.brotli_solid(),
         peers.ppmd_solid(memory=1 << 22),
+        peers.static_ans(tokenizer, sentences(200, seed=1)),
     ]
 
 
@@ -108,3 +118,41 @@ def test_varint_cut_short() -> None:
 def test_too_few_samples_for_a_dictionary() -> None:
     with pytest.raises(ValueError, match="no dictionary"):
         peers.zstd_dictionary([b"one"], 1024, "1 KiB")
+
+
+def test_static_table_is_near_the_entropy_of_its_tokens(tokenizer: Tokenizer) -> None:
+    records = sentences(800, seed=4)
+    peer = peers.static_ans(tokenizer, records)
+    split = np.concatenate(tokenizer.encode(records))
+    share = np.bincount(split) / len(split)
+    entropy = -(share[share > 0] * np.log2(share[share > 0])).sum() * len(split) / 8
+    size = peers.measure(peer, records).total_bytes - len(records)  # a varint of its tokens for each
+    assert entropy <= size < entropy * 1.02 + 20
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [1, 0, 5], [10**9, 1, 0, 0, 7], [1] * 1000])
+def test_frequency_table(counts: list[int]) -> None:
+    table = peers.frequency_table(np.array(counts))
+    assert table.sum() == 1 << PRECISION and table.min() >= 1
+    assert (np.diff(table[np.argsort(counts, kind="stable")]) >= -1).all()
+
+
+def test_blocks_fill_up_as_in_an_archive() -> None:
+    big, small = b"x" * (BLOCK_BYTES - 10), b"y" * 10
+    assert peers.in_blocks([]) == []
+    assert peers.in_blocks([big, small, b"", b"z"]) == [range(0, 3), range(3, 4)]
+    assert peers.in_blocks([b"x" * (2 * BLOCK_BYTES), small]) == [range(0, 1), range(1, 2)]
+    assert peers.in_blocks([b""] * (BLOCK_PARTS + 1)) == [
+        range(0, BLOCK_PARTS),
+        range(BLOCK_PARTS, BLOCK_PARTS + 1),
+    ]
+
+
+def test_language_model_is_charged_for_bits_and_boundaries() -> None:
+    records, tokens = (
+        [b"ab", b"", b"x" * 300],
+        [np.array([1, 2]), np.zeros(0, np.int64), np.ones(200, np.int64)],
+    )
+    # 3 records, their 3 token counts (200 takes two bytes), the length of the stream; 8 + 0 + 9 bits.
+    assert peers.language_model_bytes(records, tokens, np.array([8.0, 0.0, 9.0])) == 1 + 1 + 1 + 2 + 1 + 3
+    assert peers.language_model_bytes([], [], np.zeros(0)) == 0

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import colazip.codec
+import colazip.encode
 from colazip.archive import Archive, Record
 from colazip.codec import Codec
 from colazip.config import ModelConfig
@@ -26,7 +26,7 @@ from colazip.memory import recall
 from colazip.nn.dit import DiT
 from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE
-from colazip.pretrained import Model
+from colazip.pretrained import from_networks
 from colazip.tokenizer import Tokenizer
 from colazip.train import data as train_data
 from colazip.train.data import (
@@ -41,6 +41,8 @@ from colazip.train.data import (
 )
 from tests.plain_codec import PlainCodec
 from tests.tiny_model import passages
+
+LANE = 1024  # tokens
 
 
 @pytest.fixture(scope="module")
@@ -239,15 +241,15 @@ def test_guesses_are_those_the_codec_codes_with(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = replace(tiny_config, segment=256)  # 1,024 tokens a lane, what the store takes for granted
-    codec = Codec(Model("untrained", config, tiny_tokenizer, tiny_vae, SearchHead(config), DiT(config)))
+    config = replace(tiny_config, segment=256)
+    codec = Codec(from_networks(config, tiny_tokenizer, tiny_vae, SearchHead(config), DiT(config)))
     calls = []
 
     def listening(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         calls.append(recall(tokens, block, count))
         return calls[-1]
 
-    monkeypatch.setattr(colazip.codec, "recall", listening)
+    monkeypatch.setattr(colazip.encode, "recall", listening)
     texts = [*passages()[:8], " ".join(passages()[8:20])]
     parts = [t.encode() for t in texts]
     codec.encode_blocks([parts], (GIST, EXACT))

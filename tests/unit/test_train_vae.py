@@ -40,11 +40,11 @@ def corpus(
     tiny_config: ModelConfig, tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
-    train = TokenStore.build(folder / "train", iter(passages()[:60]), tiny_tokenizer)
+    train = TokenStore.build(folder / "train", iter(passages()[:60]), tiny_tokenizer, 128)
     points, frequency = company(train, 512, 0)
     return Corpus(
         train,
-        TokenStore.build(folder / "validation", iter(passages()[60:64]), tiny_tokenizer),
+        TokenStore.build(folder / "validation", iter(passages()[60:64]), tiny_tokenizer, 128),
         cluster_tokens(points, frequency, 16),
         latent_places(points, frequency, tiny_config.channels),
         tiny_tokenizer.lengths,
