@@ -1,4 +1,7 @@
-"""Model folders: config.json, tokenizer.json, weights.safetensors, README.md. Nothing is ever downloaded."""
+"""Model folders: config.json, tokenizer.json, weights.safetensors, README.md, and perhaps dictionary.bin.
+
+Nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,19 @@ if TYPE_CHECKING:
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
 
-STREAM_VERSION = 1  # raised whenever the same weights would give other bytes
+STREAM_VERSION = 2  # raised whenever the same weights would give other bytes
 DEFAULT = Path(__file__).parent / "models" / "default"
 _MAX_FILE = 1 << 30
+_DICTIONARY = "dictionary.bin"
+_MAX_DICTIONARY = 1 << 20
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. `id` is the hash of all that decides a bit of what is stored."""
+    """A loaded model. `id` is the hash of all that decides a bit of what is stored.
+
+    dictionary: of zstd, for text that no network codes; None if the model has none.
+    """
 
     id: str
     config: ModelConfig
@@ -35,6 +43,7 @@ class Model:
     vae: TextVAE
     search: SearchHead
     prior: DiT
+    dictionary: bytes | None = None
 
 
 def resolve(path: str | os.PathLike[str] | None) -> Path:
@@ -54,6 +63,22 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as e:
         raise ModelError(f"{path}: not readable ({e}): re-install the model") from e
+
+
+def _load_dictionary(path: Path) -> bytes | None:
+    """The model's zstd dictionary, if it has one."""
+    from colazip.classical import ClassicalCoder
+
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _MAX_DICTIONARY:
+        raise ModelError(f"{path}: larger than {_MAX_DICTIONARY} bytes, no dictionary of this release is")
+    try:
+        dictionary = path.read_bytes()
+        ClassicalCoder(dictionary)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path}: not usable ({e}): re-install the model") from e
+    return dictionary
 
 
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
@@ -141,8 +166,14 @@ def _import_prior(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of stream version, shapes, token bytes and coding tensors; prior and name stand outside."""
+def model_id(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    tensors: dict[str, torch.Tensor],
+    dictionary: bytes | None = None,
+) -> str:
+    """Hash of stream version, shapes, token bytes, coding tensors and zstd dictionary; prior and name stand
+    outside."""
     import numpy as np
 
     digest = hashlib.sha256(f"colazip {STREAM_VERSION}\n".encode())
@@ -157,6 +188,8 @@ def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch
             value = np.ascontiguousarray(tensors[name].cpu().numpy())
             digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
             digest.update(value.tobytes())
+    if dictionary is not None:
+        digest.update(f"dictionary {len(dictionary)}\n".encode() + dictionary)
     return digest.hexdigest()[:32]
 
 
@@ -170,6 +203,7 @@ def save_pretrained(
     prior: DiT,
     card: str,
     figures: dict[str, Any],
+    dictionary: bytes | None = None,
 ) -> str:
     """Write a model folder; returns the model's id. `figures` go into config-side metadata, `card` into
     README.md."""
@@ -180,7 +214,7 @@ def save_pretrained(
     tensors = {**_export(vae, "vae."), **_export(search, "search.")}
     tensors.update(_export_prior(prior))
     tensors = {n: v.to("cpu", memory_format=torch.contiguous_format) for n, v in tensors.items()}
-    identity = model_id(config, tokenizer, tensors)
+    identity = model_id(config, tokenizer, tensors, dictionary)
     partial = folder / "weights.partial"
     save_file(tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
     os.chmod(partial, 0o644)  # the library writes it for the owner alone
@@ -188,6 +222,10 @@ def save_pretrained(
     (folder / "config.json").write_text(config.to_json())
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    if dictionary is None:
+        (folder / _DICTIONARY).unlink(missing_ok=True)
+    else:
+        (folder / _DICTIONARY).write_bytes(dictionary)
     return identity
 
 
@@ -214,9 +252,10 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as e:
         raise ModelError(f"{folder / 'weights.safetensors'}: not readable ({e}): re-install the model") from e
-    identity = model_id(config, tokenizer, tensors)
+    dictionary = _load_dictionary(folder / _DICTIONARY)
+    identity = model_id(config, tokenizer, tensors, dictionary)
     if identity != claimed:
-        raise ModelError(f"{folder}: the weights hash to {identity}, not to {claimed}: re-install the model")
+        raise ModelError(f"{folder}: its files hash to {identity}, not to {claimed}: re-install the model")
     try:
         vae, search, prior = TextVAE(config), SearchHead(config), DiT(config)
     except (ValueError, RuntimeError) as e:
@@ -228,7 +267,7 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
         prior.load_state_dict(_import_prior(tensors))
     except (RuntimeError, KeyError) as e:
         raise ModelError(f"{folder}: the prior's weights do not fit config.json") from e
-    return Model(identity, config, tokenizer, vae, search, prior.eval().requires_grad_(False))
+    return Model(identity, config, tokenizer, vae, search, prior.eval().requires_grad_(False), dictionary)
 
 
 def _check_classes(vae: TextVAE) -> None:
