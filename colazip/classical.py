@@ -37,15 +37,14 @@ class ClassicalCoder:
                 raise ValueError("not a zstd dictionary")
         self._compressors: dict[tuple[int, bool], zstandard.ZstdCompressor] = {}
         self._decompressor = zstandard.ZstdDecompressor()
-        # A dictionary that says it is one but is damaged inside is refused here, not at the first text.
-        try:
-            self._with_dictionary = (
-                zstandard.ZstdDecompressor(dict_data=self._dictionary) if self._dictionary else None
-            )
-            if self._dictionary:
-                self._decode_frame(self.encode(b"a" * 64, 1)[1], self._with_dictionary)
-        except zstandard.ZstdError as e:
-            raise ValueError(f"not a zstd dictionary ({e})") from e
+        self._with_dictionary: zstandard.ZstdDecompressor | None = None
+        if self._dictionary is not None:
+            self._with_dictionary = zstandard.ZstdDecompressor(dict_data=self._dictionary)
+            try:  # one that is damaged inside is refused here, not at the first text
+                kind, frame = self.encode(b"a" * 64, 1)
+                self.decode(kind, frame, 64)
+            except (zstandard.ZstdError, FormatError) as e:
+                raise ValueError(f"not a zstd dictionary ({e})") from e
 
     def encode(self, data: bytes, level: int = BEST, *, dictionary: bool = True) -> tuple[int, bytes]:
         """(kind, payload), RAW where zstd saves nothing. dictionary: use it if there is one."""
@@ -78,7 +77,7 @@ class ClassicalCoder:
         return data
 
     def encode_parts(self, parts: Sequence[bytes], level: int = BEST) -> bytes:
-        """Parts of one block as a PLAIN layer: one frame of all of them, so that each learns from the others."""
+        """Parts of one block as a PLAIN layer: one frame of all, so that each learns from the others."""
         joined = b"".join(parts)
         lengths = varints(map(len, parts))
         kind, payload = self.encode(joined, level)

@@ -148,7 +148,7 @@ class Codec:
         return _MAGIC + first + head + _checksum(first + head + body) + body
 
     def _plain_blob(self, data: bytes, level: int) -> bytes:
-        """The shortest blob of a classical coder; only one that uses the model's dictionary names the model."""
+        """The shorter blob of zstd; only one that uses the model's dictionary names the model."""
         blobs = []
         for dictionary in (False, True):
             kind, payload = self._plain.encode(data, level, dictionary=dictionary)
@@ -223,8 +223,8 @@ class Codec:
         return result
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
-        """Exact bytes of every part. MissingLayerError without GIST and EXACT, or PLAIN of all parts; FormatError
-        on damage."""
+        """Exact bytes of every part. MissingLayerError without GIST and EXACT, or PLAIN of all parts;
+        FormatError on damage."""
         whole = [PLAIN in b.layers and GIST not in b.layers for b in blocks]
         if any(whole):
             coded = iter(self.decode_blocks([b for b, w in zip(blocks, whole, strict=True) if not w]))
@@ -469,7 +469,7 @@ class Codec:
         return {p for p, cost in bits.items() if self._is_smaller(parts[p], cost / 8.0, level)}
 
     def _is_smaller(self, part: bytes, size: float, level: int) -> bool:
-        """Whether zstd stores a part in at most `size` bytes. A quick try tells most of those that it can't."""
+        """Whether zstd stores a part in at most `size` bytes; a quick try tells where it surely can't."""
         if len(self._plain.encode(part, _PROBE)[1]) > _PROBE_GAIN * size:
             return False
         return len(self._plain.encode(part, level)[1]) <= size

@@ -85,8 +85,8 @@ class ArchiveCodec(Protocol):
         """
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
-        """Exact bytes of every part. Raises MissingLayerError where the layers don't hold the text, FormatError
-        on damage."""
+        """Exact bytes of every part. Raises MissingLayerError where the layers don't hold the text,
+        FormatError on damage."""
 
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""

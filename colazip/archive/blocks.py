@@ -35,7 +35,7 @@ class LayerTable:
 class BlockTable:
     """starts: int64 [blocks + 1], first part of each block, counted from the start of the group.
 
-    text_crcs: int64 [blocks], `text_crc` of each block's parts; None in an archive that doesn't hold the text.
+    text_crcs: int64 [blocks], `text_crc` of each block's parts; None in an archive without the text.
     """
 
     starts: np.ndarray
@@ -50,7 +50,7 @@ class BlockTable:
 
 
 def dump_blocks(blocks: Sequence[Block], text_crcs: Sequence[int] | None) -> bytes:
-    """The table of these blocks as a section. text_crcs: one a block, None if the layers don't hold the text."""
+    """The table of these blocks as a section. text_crcs: one a block, None without the text."""
     columns: dict[str, pa.Array] = {
         _PARTS: unsigned(np.array([block.count for block in blocks], dtype=np.int64))
     }

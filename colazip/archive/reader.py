@@ -70,9 +70,9 @@ class Archive:
     ) -> PackSummary:
         """Write an archive of `records` to `path`, which appears whole or not at all.
 
-        codec: None for the default model of the package. preset: `small`, the smallest archive; `balanced` and
-        `fast` keep the exact text with zstd instead of gist and exact, `fast` with less effort. layers: what
-        to keep of records, some of the preset's; None for all of them; exact needs gist.
+        codec: None for the default model of the package. preset: `small`, the smallest archive; `balanced`
+        and `fast` keep the exact text with zstd instead of gist and exact, `fast` with less effort. layers:
+        what to keep of records, some of the preset's; None for all of them; exact needs gist.
         source: free-form JSON about where the records came from. batch_blocks: blocks of 64 KiB of text coded
         at a time; memory and speed, never the result. progress: called with the totals so far of records and
         text bytes taken. Raises UsageError if `path` exists and `overwrite` is false, LockedError if another
@@ -183,9 +183,9 @@ class Archive:
     def search(self, query: str, k: int = 10) -> list[Hit]:
         """The k records nearest to `query` in meaning, best first; none for a blank query.
 
-        A record of several parts ranks by its best one. Records that are no text to the model (binary, scripts
-        it never saw) have no vector and are never found. The first search builds the index, which stays in memory: the search codes and 8
-        bytes a part.
+        A record of several parts ranks by its best one. Records that are no text to the model (binary,
+        scripts it never saw) have no vector and are never found. The first search builds the index, which
+        stays in memory: the search codes and 8 bytes a part.
         """
         self._need(SEARCH)
         if k < 1:
@@ -256,7 +256,8 @@ class Archive:
         """Write a copy of the archive without some layers to `out`; nothing is coded anew.
 
         Raises UsageError for a layer that doesn't exist, for plain where it stands in for a few records, for
-        dropping gist while exact stays (exact is coded given the gist), and for dropping all; MissingLayerError for a layer that the archive doesn't have.
+        dropping gist while exact stays (exact is coded given the gist), and for dropping all;
+        MissingLayerError for a layer that the archive doesn't have.
         """
         from colazip.archive.maintenance import strip
 

@@ -17,7 +17,7 @@ def train_dictionary(samples: Iterable[str], size: int) -> bytes | None:
     except ImportError:
         print("no zstd dictionary: the package zstandard is not installed", file=sys.stderr)
         return None
-    texts = [text.encode("utf-8", "replace") for text in samples]
+    texts: list[bytes | bytearray | memoryview[int]] = [text.encode("utf-8", "replace") for text in samples]
     try:
         return zstandard.train_dictionary(size, texts, k=_SEGMENT, d=_DMER).as_bytes()
     except (zstandard.ZstdError, ValueError) as e:
