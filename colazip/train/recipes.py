@@ -63,7 +63,7 @@ def tiny() -> Recipe:
             quantizer_sample=512,
         ),
         tokenizer_megabytes=1,
-        dictionary_bytes=8 << 10,
+        dictionary_bytes=1 << 10,
         dictionary_megabytes=1,
     )
 
