@@ -157,7 +157,7 @@ def test_long_records_are_cut_and_joined() -> None:
 
 def test_blobs_of_another_model_or_release_are_refused() -> None:
     codec = tiny_codec()
-    text = passages()[0]
+    text = " ".join(passages()[-4:])
     (blob,) = codec.encode([text])
     assert blob[2] & 1  # coded by the model
     with pytest.raises(VersionError, match="upgrade"):
@@ -172,7 +172,7 @@ def test_blobs_of_another_model_or_release_are_refused() -> None:
 
 def test_damaged_blobs_are_refused() -> None:
     codec = tiny_codec()
-    text = passages()[0]
+    text = " ".join(passages()[-4:])  # held out: the dictionary knows the others by heart
     blobs = [
         *codec.encode([text, bytes(range(200)), "ab" * 100]),
         *codec.encode([text], preset=BALANCED),
