@@ -39,8 +39,8 @@ class ClassicalCoder:
         self._decompressor = zstandard.ZstdDecompressor()
         self._with_dictionary: zstandard.ZstdDecompressor | None = None
         if self._dictionary is not None:
-            self._with_dictionary = zstandard.ZstdDecompressor(dict_data=self._dictionary)
             try:  # one that is damaged inside is refused here, not at the first text
+                self._with_dictionary = zstandard.ZstdDecompressor(dict_data=self._dictionary)
                 kind, frame = self.encode(b"a" * 64, 1)
                 self.decode(kind, frame, 64)
             except (zstandard.ZstdError, FormatError) as e:
