@@ -12,9 +12,18 @@ import numpy as np
 from colazip.archive import Archive
 from colazip.codec import Codec
 from colazip.evaluate.peers import Measurement
-from colazip.layers import EXACT, GIST, LAYERS, SEARCH, ArchiveCodec, Block
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block
+from colazip.presets import BALANCED, FAST, SMALL
 
-VARIANTS = (LAYERS, (SEARCH, GIST), (SEARCH,))
+# Preset and layers of each row; the first one is also shown layer by layer.
+VARIANTS = (
+    (SMALL, LAYERS),
+    (BALANCED, (SEARCH, PLAIN)),
+    (FAST, (SEARCH, PLAIN)),
+    (FAST, (PLAIN,)),
+    (SMALL, (SEARCH, GIST)),
+    (SMALL, (SEARCH,)),
+)
 
 
 @dataclass(frozen=True)
@@ -35,21 +44,26 @@ class SourceRow:
 
 
 class PlainCounter:
-    """An `ArchiveCodec` that codes as `codec` does and counts the parts for which it kept no vector."""
+    """An `ArchiveCodec` that codes as `codec` does and counts the parts that it kept plain."""
 
     def __init__(self, codec: ArchiveCodec) -> None:
         self._codec = codec
         self.id, self.name, self.codebook = codec.id, codec.name, codec.codebook
         self.split, self.vectors = codec.split, codec.vectors
         self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
+        self.plain_slots = codec.plain_slots
         self.parts = self.plain_parts = 0
 
-    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
-        coded = self._codec.encode_blocks(blocks, layers)
+    def encode_blocks(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: Sequence[str] | None = None,
+        preset: str = SMALL,
+    ) -> list[Block]:
+        coded = self._codec.encode_blocks(blocks, layers, preset)
         for block in coded:
-            slots, _ = self.search_codes(block)
             self.parts += block.count
-            self.plain_parts += block.count - len(slots)
+            self.plain_parts += len(self.plain_slots(block))
         return coded
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -57,20 +71,21 @@ class PlainCounter:
 
 
 def measure_layers(
-    records: Sequence[bytes], layers: Sequence[str], codec: ArchiveCodec, path: Path
+    records: Sequence[bytes], layers: Sequence[str], codec: ArchiveCodec, path: Path, preset: str = SMALL
 ) -> tuple[Measurement, dict]:
     """Pack, read all back, and ask the archive where its bytes are.
 
     The unpack time is that of the exact text, compared byte for byte; without that layer, of the gist
     readings; NaN if there is nothing to read. Raises ValueError if a text comes back changed.
     """
-    name = "colazip " + " + ".join(layer for layer in (EXACT, GIST, SEARCH) if layer in layers)
+    kept = " + ".join(layer for layer in (EXACT, PLAIN, GIST, SEARCH) if layer in layers)
+    name = f"colazip {kept}" if preset == SMALL else f"colazip {preset}: {kept}"
     start = time.perf_counter()
-    Archive.pack(path, records, codec=codec, layers=layers)
+    Archive.pack(path, records, codec=codec, layers=layers, preset=preset)
     packed = time.perf_counter()
     with Archive(path, codec) as archive:
         info = archive.info()
-        if EXACT in layers:
+        if archive.holds_text:
             if len(archive) != len(records):
                 raise ValueError(f"{name}: {len(archive)} of {len(records)} records came back")
             for record, wanted in zip(archive, records, strict=True):

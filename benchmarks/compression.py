@@ -178,10 +178,10 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
     codec = Codec.from_pretrained(model)
     results.model = {"name": codec.name, "id": codec.id}
     with tempfile.TemporaryDirectory(prefix="colazip-bench-") as folder:
-        for index, layers in enumerate(VARIANTS):
-            note("colazip " + " + ".join(layers))
+        for index, (preset, layers) in enumerate(VARIANTS):
+            note(f"colazip {preset}: " + " + ".join(layers))
             path = Path(folder) / f"variant-{index}"
-            row, info = measure_layers(corpus.records, layers, codec, path)
+            row, info = measure_layers(corpus.records, layers, codec, path, preset)
             results.rows.append(row)
             if not results.by_layer:
                 results.by_layer = info["bytes"]

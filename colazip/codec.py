@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from colazip.classical import ClassicalCoder
+from colazip.classical import ZSTD_DICTIONARY, ClassicalCoder
 from colazip.decode import decode_levels, decode_tokens, read_tokens
 from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
-from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, check_layers
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
 from colazip.vectors import assign_codes, unit
 from colazip.wire import Reader, varint, varints
@@ -39,6 +40,11 @@ _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
 _FEW_LANES = 8
 _FEW_TOKENS = 1 << 15
+
+# Text of any language takes at most 0.65 tokens a byte, bytes that are no text 0.9 and more. Such parts skip
+# the networks, but not short ones, of which a few odd characters could say that.
+_FOREIGN_TOKENS, _FOREIGN_BYTES = 0.8, 64
+_PROBE, _PROBE_GAIN = 3, 1.5  # zstd's highest level saves less than a third of what this one leaves
 
 
 class Codec:
@@ -66,7 +72,7 @@ class Codec:
         self.model = model
         self.batch_size = batch_size
         self.device = device or "cpu"
-        self._plain = ClassicalCoder()
+        self._plain = ClassicalCoder(model.dictionary)
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
         self._codebook = model.codebook
@@ -126,15 +132,28 @@ class Codec:
 
     # -- one self-contained blob a record
 
-    def encode(self, records: Sequence[str | bytes], layers: Sequence[str] = LAYERS) -> list[bytes]:
+    def encode(
+        self,
+        records: Sequence[str | bytes],
+        layers: Sequence[str] | None = None,
+        preset: str = SMALL,
+    ) -> list[bytes]:
         """A self-contained blob for each record, at most 8 bytes longer than the record.
 
-        Records of one archive share coder states and are smaller there. Raises UsageError on unknown layers.
+        A record that zstd stores smaller than the networks is a zstd frame and nothing else, with the presets
+        `fast` and `balanced` every record is: they run no network here, and have no search codes. Records of
+        one archive share coder states and are smaller there. Raises UsageError as `encode_blocks` does.
         """
+        wanted, level = choose(preset, layers)
         data = [_as_bytes(r) for r in records]
+        if GIST not in wanted and preset != SMALL:
+            return [self._plain_blob(d, level) for d in data]
         parts = [self.split(d) for d in data]
-        blocks = iter(self.encode_blocks([[p] for record in parts for p in record], layers))
-        return [self._pack_blob(d, [next(blocks) for _ in p]) for d, p in zip(data, parts, strict=True)]
+        blocks = iter(self.encode_blocks([[p] for record in parts for p in record], wanted, preset))
+        return [
+            min(self._coded_blob([next(blocks) for _ in p]), self._plain_blob(d, level), key=len)
+            for d, p in zip(data, parts, strict=True)
+        ]
 
     def decode(self, blobs: Sequence[bytes]) -> list[bytes]:
         """Records of blobs that hold the exact layer. FormatError, MissingLayerError, ModelMismatchError,
@@ -152,7 +171,7 @@ class Codec:
             for o in opened
         ]
 
-    def _pack_blob(self, data: bytes, blocks: list[Block]) -> bytes:
+    def _coded_blob(self, blocks: Sequence[Block]) -> bytes:
         body = b""
         for block in blocks:
             body += bytes([sum(1 << i for i, n in enumerate((*LAYERS, PLAIN)) if n in block.layers)])
@@ -160,11 +179,19 @@ class Codec:
                 if name in block.layers:
                     body += varint(len(block.layers[name])) + block.layers[name]
         head = bytes.fromhex(self.id[:8])
-        coded = _MAGIC + bytes([_BLOB_VERSION << 4 | _MODEL_BLOB]) + head + _checksum(head + body) + body
-        kind, payload = self._plain.encode(data)
-        # The kind rides in the low bits of the byte that names the version: 7 bytes of overhead in all.
-        plain = _MAGIC + bytes([_BLOB_VERSION << 4 | kind << 1 | _PLAIN_BLOB]) + _checksum(payload) + payload
-        return min(coded, plain, key=len)
+        first = bytes([_BLOB_VERSION << 4 | _MODEL_BLOB])
+        return _MAGIC + first + head + _checksum(first + head + body) + body
+
+    def _plain_blob(self, data: bytes, level: int) -> bytes:
+        """The shorter blob of zstd; only one that uses the model's dictionary names the model."""
+        blobs = []
+        for dictionary in (False, True):
+            kind, payload = self._plain.encode(data, level, dictionary=dictionary)
+            head = bytes.fromhex(self.id[:8]) if kind == ZSTD_DICTIONARY else b""
+            # The kind rides in the low bits of the byte that names the version: 7 bytes of overhead if raw.
+            first = bytes([_BLOB_VERSION << 4 | kind << 1 | _PLAIN_BLOB])
+            blobs.append(_MAGIC + first + head + _checksum(first + head + payload) + payload)
+        return min(blobs, key=len)
 
     def _open_blob(self, blob: bytes) -> bytes | list[Block]:
         """The record itself of a plain blob, else the blocks of its parts."""
@@ -177,17 +204,16 @@ class Codec:
             raise VersionError(
                 f"blob of format {kind >> 4}: this release reads up to {_BLOB_VERSION}; upgrade colazip"
             )
-        if kind & 1 == _PLAIN_BLOB:
-            checksum, payload = reader.take(4), reader.rest()
-            if _checksum(payload) != checksum:
-                raise FormatError("blob: damaged, its checksum does not match")
-            # A zstd frame of n bytes can hold far more; 2**31 bounds what one blob may ask for.
-            return self._plain.decode(kind >> 1 & 7, payload, 1 << 31)
-        head, checksum, body = reader.take(4), reader.take(4), reader.rest()
-        if _checksum(head + body) != checksum:
+        plain, frame = kind & 1 == _PLAIN_BLOB, kind >> 1 & 7
+        head = reader.take(4) if not plain or frame == ZSTD_DICTIONARY else b""
+        checksum, body = reader.take(4), reader.rest()
+        if _checksum(bytes([kind]) + head + body) != checksum:
             raise FormatError("blob: damaged, its checksum does not match")
-        if head.hex() != self.id[:8]:
+        if head and head.hex() != self.id[:8]:
             raise ModelMismatchError(f"blob was coded with model {head.hex()}…, this one is {self.id[:8]}…")
+        if plain:
+            # A zstd frame of n bytes can hold far more; 2**31 bounds what one blob may ask for.
+            return self._plain.decode(frame, body, 1 << 31)
         reader = Reader(body, "blob")
         blocks = []
         while reader.left:
@@ -213,19 +239,33 @@ class Codec:
         parts.append(data[at:])
         return parts
 
-    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
+    def encode_blocks(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: Sequence[str] | None = None,
+        preset: str = SMALL,
+    ) -> list[Block]:
         """Code each sequence of parts (at most BLOCK_BYTES of text, BLOCK_PARTS parts) as one block.
 
-        The result does not depend on what else is in the call, on the batch size, or on threads.
+        preset, layers: as `colazip.presets.choose` takes them; raises its UsageError. The result does not
+        depend on what else is in the call, on the batch size, or on threads.
         """
-        wanted = check_layers(layers)
+        wanted, level = choose(preset, layers)
         result: list[Block] = []
         for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
-            result.extend(self._encode_some(blocks[lo : lo + _BLOCKS_AT_ONCE], wanted))
+            result.extend(self._encode_some(blocks[lo : lo + _BLOCKS_AT_ONCE], wanted, level))
         return result
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
-        """Exact bytes of every part. MissingLayerError without GIST and EXACT, FormatError on damage."""
+        """Exact bytes of every part. MissingLayerError without GIST and EXACT, or PLAIN of all parts;
+        FormatError on damage."""
+        whole = [PLAIN in b.layers and GIST not in b.layers for b in blocks]
+        if any(whole):
+            coded = iter(self.decode_blocks([b for b, w in zip(blocks, whole, strict=True) if not w]))
+            return [
+                self._plain.decode_parts(b.layers[PLAIN], b.count) if w else next(coded)
+                for b, w in zip(blocks, whole, strict=True)
+            ]
         result: list[list[bytes]] = []
         for some in self._open_blocks(blocks, (GIST, EXACT)):
             checksums = [Reader(b.layers[EXACT], "exact layer") for b in some.blocks]
@@ -278,6 +318,14 @@ class Codec:
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
 
+    def plain_slots(self, block: Block) -> np.ndarray:
+        """int64 [n]: the parts whose text is in PLAIN."""
+        if PLAIN not in block.layers:
+            return np.zeros(0, np.int64)
+        if GIST not in block.layers:
+            return np.arange(block.count)
+        return np.flatnonzero(np.array(_split_gist(block)[0]) < 0)
+
     # -- latents, for the prior
 
     def latents(self, block: Block) -> dict[int, list[tuple[np.ndarray, int]]]:
@@ -313,30 +361,60 @@ class Codec:
 
     # -- encoding
 
-    def _encode_some(self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...]) -> list[Block]:
-        flat = [part for parts in blocks for part in parts]
+    def _encode_some(
+        self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...], level: int
+    ) -> list[Block]:
         for parts in blocks:
             if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
                 raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
-        coded_tokens = iter(self.model.tokenizer.encode(flat))
+        if layers == (PLAIN,):
+            return [Block(len(parts), {PLAIN: self._plain.encode_parts(parts, level)}) for parts in blocks]
+        coded_tokens = iter(self.model.tokenizer.encode([part for parts in blocks for part in parts]))
         tokens = [[next(coded_tokens) for _ in parts] for parts in blocks]
-        lanes = lay_out([[len(t) for t in parts] for parts in tokens], self._segment, self._patch)
+        foreign = [
+            {p for p, (part, t) in enumerate(zip(parts, tokens[b], strict=True)) if _is_foreign(part, t)}
+            for b, parts in enumerate(blocks)
+        ]
+        lanes = lay_out(
+            [[0 if p in foreign[b] else len(t) for p, t in enumerate(mine)] for b, mine in enumerate(tokens)],
+            self._segment,
+            self._patch,
+        )
         table = _token_table(tokens, lanes)
-        if GIST not in layers:  # vectors alone: nothing to code, and no text to fall back to
-            sums = self._encoder.pool(lanes, table)
-            return [
-                Block(len(parts), {SEARCH: self._search_layer(b, len(parts), {}, lanes, sums)})
-                for b, parts in enumerate(blocks)
-            ]
+        if GIST in layers:
+            return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
+        # Vectors alone, or beside plain text: of the networks the encoder is enough.
+        sums = self._encoder.pool(lanes, table)
+        result = []
+        for b, parts in enumerate(blocks):
+            made = {SEARCH: self._search_layer(b, len(parts), lanes, sums)}
+            if PLAIN in layers:
+                made[PLAIN] = self._plain.encode_parts(parts, level)
+            result.append(Block(len(parts), made))
+        return result
+
+    def _encode_text(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: tuple[str, ...],
+        level: int,
+        tokens: Sequence[Sequence[np.ndarray]],
+        foreign: Sequence[set[int]],
+        lanes: Lanes,
+        table: np.ndarray,
+    ) -> list[Block]:
+        """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T]."""
         coded = self._encoder.code(lanes, table, exact=EXACT in layers)
         sums = [row.vector for row in coded]
-        plain = [self._choose_plain(b, parts, lanes, coded) for b, parts in enumerate(blocks)]
+        plain = [
+            foreign[b] | self._choose_plain(b, parts, level, lanes, coded) for b, parts in enumerate(blocks)
+        ]
         alive = [i for i in range(len(lanes)) if lanes.part[i] not in plain[lanes.block[i]]]
         kept = lanes.subset(alive)
         rows = [coded[i] for i in alive]
         if EXACT in layers:
             # Parts that went to PLAIN are not in the memory that the decoder will have: their blocks again.
-            again = [i for i in range(len(kept)) if plain[kept.block[i]]]
+            again = [i for i in range(len(kept)) if plain[kept.block[i]] > foreign[kept.block[i]]]
             if again:
                 renewed = self._encoder.code(kept.subset(again), table[alive][again], exact=True)
                 for i, row in zip(again, renewed, strict=True):
@@ -347,48 +425,38 @@ class Codec:
         for b, parts in enumerate(blocks):
             made: dict[str, bytes] = {}
             if SEARCH in layers:
-                made[SEARCH] = self._search_layer(b, len(parts), plain[b], lanes, sums)
+                made[SEARCH] = self._search_layer(b, len(parts), lanes, sums)
             counts_head = varints(0 if p in plain[b] else len(t) + 1 for p, t in enumerate(tokens[b]))
             made[GIST] = counts_head + gist[b]
             if EXACT in layers:
                 made[EXACT] = _checksum(b"".join(parts)) + exact[b]
             if plain[b]:
-                made[PLAIN] = b"".join(
-                    varint(len(payload) << 1 | kind) + payload
-                    for _, (kind, payload) in sorted(plain[b].items())
-                )
+                made[PLAIN] = self._plain.encode_parts([parts[p] for p in sorted(plain[b])], level)
             result.append(Block(len(parts), made))
         return result
 
     def _choose_plain(
-        self, b: int, parts: Sequence[bytes], lanes: Lanes, coded: list[Coded]
-    ) -> dict[int, tuple[int, bytes]]:
-        """Parts of a block that a classical coder stores in fewer bytes: part -> (kind, payload)."""
-        bits = np.zeros(len(parts))
-        for i in np.flatnonzero(lanes.block == b):
-            bits[lanes.part[i]] += coded[i].gist_bits() + coded[i].exact_bits()
-        chosen = {}
-        for p, part in enumerate(parts):
-            if part:
-                kind, payload = self._plain.encode(part)
-                if len(payload) <= bits[p] / 8.0:
-                    chosen[p] = (kind, payload)
-        return chosen
+        self, b: int, parts: Sequence[bytes], level: int, lanes: Lanes, coded: list[Coded]
+    ) -> set[int]:
+        """Parts of a block that a classical coder stores in fewer bytes than the networks."""
+        bits: dict[int, float] = {}
+        for i in np.flatnonzero(lanes.block == b).tolist():
+            part = int(lanes.part[i])
+            bits[part] = bits.get(part, 0.0) + coded[i].gist_bits() + coded[i].exact_bits()
+        return {p for p, cost in bits.items() if self._is_smaller(parts[p], cost / 8.0, level)}
 
-    def _search_layer(
-        self,
-        b: int,
-        count: int,
-        plain: dict[int, tuple[int, bytes]],
-        lanes: Lanes,
-        sums: Sequence[np.ndarray],
-    ) -> bytes:
-        """Bitmap and codes of one block. sums: float64 [D] of each lane."""
+    def _is_smaller(self, part: bytes, size: float, level: int) -> bool:
+        """Whether zstd stores a part in at most `size` bytes; a quick try tells where it surely can't."""
+        if len(self._plain.encode(part, _PROBE)[1]) > _PROBE_GAIN * size:
+            return False
+        return len(self._plain.encode(part, level)[1]) <= size
+
+    def _search_layer(self, b: int, count: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> bytes:
+        """Bitmap and codes of one block: of all parts that have lanes. sums: float64 [D] of each lane."""
         pooled: dict[int, np.ndarray] = {}
         for i in np.flatnonzero(lanes.block == b).tolist():
             part = int(lanes.part[i])
-            if part not in plain:
-                pooled[part] = pooled.get(part, 0.0) + sums[i]
+            pooled[part] = pooled.get(part, 0.0) + sums[i]
         bitmap = np.zeros(count, np.uint8)
         slots = sorted(pooled)
         bitmap[slots] = 1
@@ -459,22 +527,14 @@ class _Opened:
         self.levels = np.zeros((0, 0, 0), np.float32)
         counts = []
         for block in self.blocks:
-            if not 0 <= block.count <= BLOCK_PARTS:
-                raise FormatError(f"a block of {block.count} parts, at most {BLOCK_PARTS} can be")
-            reader = Reader(block.layers[GIST], "gist layer")
-            tokens = [reader.varint(BLOCK_BYTES + 1) - 1 for _ in range(block.count)]
-            if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
-                raise FormatError("gist layer: more tokens than a block can hold")
-            self.gist_streams.append(reader.rest())
+            tokens, stream = _split_gist(block)
+            self.gist_streams.append(stream)
             counts.append(tokens)
-            frames = Reader(block.layers.get(PLAIN, b""), "plain layer")
-            mine = {}
-            for p, t in enumerate(tokens):
-                if t < 0:
-                    head = frames.varint(2 * BLOCK_BYTES + 1)
-                    mine[p] = codec._plain.decode(head & 1, frames.take(head >> 1), BLOCK_BYTES)
-            frames.end()
-            self.plain.append(mine)
+            slots = [p for p, t in enumerate(tokens) if t < 0]
+            kept = codec._plain.decode_parts(block.layers.get(PLAIN, b""), len(slots)) if slots else []
+            if not slots and PLAIN in block.layers:
+                raise FormatError("plain layer: the gist says that no part is in it")
+            self.plain.append(dict(zip(slots, kept, strict=True)))
         self.lanes = lay_out(counts, codec._segment, codec._patch)
 
     def latents(self) -> list[tuple[np.ndarray, int]]:
@@ -483,6 +543,22 @@ class _Opened:
             (self.levels[i, : self.lanes.patches[i]], int(self.lanes.count[i]))
             for i in range(len(self.lanes))
         ]
+
+
+def _split_gist(block: Block) -> tuple[list[int], bytes]:
+    """Token count of each part (-1: kept in PLAIN) and the stream of a gist layer."""
+    if not 0 <= block.count <= BLOCK_PARTS:
+        raise FormatError(f"a block of {block.count} parts, at most {BLOCK_PARTS} can be")
+    reader = Reader(block.layers[GIST], "gist layer")
+    tokens = [reader.varint(BLOCK_BYTES + 1) - 1 for _ in range(block.count)]
+    if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
+        raise FormatError("gist layer: more tokens than a block can hold")
+    return tokens, reader.rest()
+
+
+def _is_foreign(part: bytes, tokens: Sequence[int]) -> bool:
+    """Whether a part is no text that the tokens were made for."""
+    return len(part) >= _FOREIGN_BYTES and len(tokens) > _FOREIGN_TOKENS * len(part)
 
 
 def _as_bytes(record: str | bytes) -> bytes:

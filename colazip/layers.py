@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +15,9 @@ GIST = "gist"
 EXACT = "exact"
 LAYERS: tuple[str, ...] = (SEARCH, GIST, EXACT)
 
-# Records that a classical coder stores better than the model does are kept as frames of this layer. It is
-# always written and can't be stripped: such a record has no gist and no vector.
+# Text that a classical coder keeps. Packed by name, in place of gist and exact, it holds the text of every
+# record. Beside the gist it holds the few records that the model would store worse; then it goes unnamed, is
+# written where needed, and can't be stripped: such a record has no gist.
 PLAIN = "plain"
 
 BLOCK_BYTES = 64 * 1024  # text bytes of a block at most
@@ -25,13 +26,21 @@ BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never 
 
 def check_layers(layers: Sequence[str]) -> tuple[str, ...]:
     """The layers in their own order; raises UsageError for a set that can't be packed."""
-    if isinstance(layers, str) or not set(layers) <= set(LAYERS):
-        raise UsageError(f"layers must be among {', '.join(LAYERS)}, not {', '.join(map(str, layers))}")
+    if isinstance(layers, str) or not set(layers) <= {*LAYERS, PLAIN}:
+        known = ", ".join((*LAYERS, PLAIN))
+        raise UsageError(f"layers must be among {known}, not {', '.join(map(str, layers))}")
     if not layers:
         raise UsageError("at least one layer is needed")
     if EXACT in layers and GIST not in layers:
         raise UsageError("the exact layer is coded given the gist: keep both, or neither")
-    return tuple(layer for layer in LAYERS if layer in layers)
+    if PLAIN in layers and GIST in layers:
+        raise UsageError("plain keeps whole texts in place of gist and exact: choose either")
+    return tuple(layer for layer in (*LAYERS, PLAIN) if layer in layers)
+
+
+def holds_text(layers: Collection[str]) -> bool:
+    """Whether a set of layers, as `check_layers` allows it, gives every text back byte for byte."""
+    return EXACT in layers or PLAIN in layers
 
 
 @dataclass(frozen=True)
@@ -64,17 +73,29 @@ class ArchiveCodec(Protocol):
     def split(self, data: bytes) -> list[bytes]:
         """Cut a record into parts of at most BLOCK_BYTES that join to `data`; one empty part if empty."""
 
-    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
-        """Code each sequence of parts as one block. A result does not depend on what it is batched with."""
+    def encode_blocks(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: Sequence[str] | None = None,
+        preset: str = "small",
+    ) -> list[Block]:
+        """Code each sequence of parts as one block. A result does not depend on what it is batched with.
+
+        preset, layers: as `colazip.presets.choose` takes them.
+        """
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
-        """Exact bytes of every part. Raises MissingLayerError without EXACT, FormatError on damage."""
+        """Exact bytes of every part. Raises MissingLayerError where the layers don't hold the text,
+        FormatError on damage."""
 
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """(slots int64 [n], codes uint8 [n, M]): the parts that have a search code, and the codes."""
+
+    def plain_slots(self, block: Block) -> np.ndarray:
+        """int64 [n]: the parts whose text is in PLAIN."""
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Unit vectors, float32 [N, D]."""

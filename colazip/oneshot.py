@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from colazip.layers import EXACT, GIST
+from colazip.presets import SMALL
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
@@ -19,9 +20,12 @@ def default_codec() -> Codec:
     return Codec.from_pretrained()
 
 
-def compress(data: str | bytes) -> bytes:
-    """A self-contained blob that `decompress` turns back into exactly these bytes; at most 8 bytes longer."""
-    return default_codec().encode([data], (GIST, EXACT))[0]
+def compress(data: str | bytes, preset: str = SMALL) -> bytes:
+    """A self-contained blob that `decompress` turns back into exactly these bytes; at most 8 bytes longer.
+
+    preset: `small`, or `balanced` and `fast`, which run no network. Raises UsageError for another.
+    """
+    return default_codec().encode([data], (GIST, EXACT) if preset == SMALL else None, preset)[0]
 
 
 def decompress(blob: bytes) -> bytes:

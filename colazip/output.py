@@ -120,9 +120,13 @@ def _write_stream(file: BinaryIO, records: Iterator[Record], plan: Plan) -> None
 
 
 def _read(archive: Archive, layer: str) -> Iterator[Record]:
-    if layer not in archive.layers:
+    if not (archive.holds_text if layer == EXACT else layer in archive.layers):
         held = ", ".join(archive.layers)
-        other = "read the gist with --from gist" if GIST in archive.layers else "pack the source again"
+        other = "pack the source again"
+        if archive.holds_text:
+            other = "its text is exact: leave out --from gist"
+        elif GIST in archive.layers:
+            other = "read the gist with --from gist"
         raise MissingLayerError(f"{archive.path}: has no layer {layer} (it has {held}); {other}")
     if layer == EXACT:
         yield from archive

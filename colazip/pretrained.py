@@ -1,4 +1,7 @@
-"""Model folders: config.json, tokenizer.json, weights.safetensors, README.md. Nothing is ever downloaded."""
+"""Model folders: config.json, tokenizer.json, weights.safetensors, README.md, and perhaps dictionary.bin.
+
+Nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,28 @@ if TYPE_CHECKING:
 STREAM_VERSION = 2  # raised whenever the same weights would give other bytes
 DEFAULT = Path(__file__).parent / "models" / "default"
 _MAX_FILE = 1 << 30
+_DICTIONARY = "dictionary.bin"
+_MAX_DICTIONARY = 1 << 20
 
 
 class Model:
     """A loaded model. `id` is the hash of all that decides a bit of what is stored.
 
     Tensors are NumPy arrays as shipped. Networks are built when they are first asked for: those in NumPy
-    (`portable`, `vectors`) read archives without loading torch.
+    (`portable`, `vectors`) read archives without loading torch. dictionary: of zstd, for text that no network
+    codes; None if the model has none.
     """
 
     def __init__(
-        self, id: str, config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.ndarray]
+        self,
+        id: str,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        tensors: dict[str, np.ndarray],
+        dictionary: bytes | None = None,
     ) -> None:
         self.id, self.config, self.tokenizer, self.tensors = id, config, tokenizer, tensors
+        self.dictionary = dictionary
 
     @property
     def codebook(self) -> np.ndarray:
@@ -103,6 +115,22 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as e:
         raise ModelError(f"{path}: not readable ({e}): re-install the model") from e
+
+
+def _load_dictionary(path: Path) -> bytes | None:
+    """The model's zstd dictionary, if it has one."""
+    from colazip.classical import ClassicalCoder
+
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _MAX_DICTIONARY:
+        raise ModelError(f"{path}: larger than {_MAX_DICTIONARY} bytes, no dictionary of this release is")
+    try:
+        dictionary = path.read_bytes()
+        ClassicalCoder(dictionary)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path}: not usable ({e}): re-install the model") from e
+    return dictionary
 
 
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
@@ -183,8 +211,14 @@ def _import_prior(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return state
 
 
-def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.ndarray]) -> str:
-    """Hash of stream version, shapes, token bytes and coding tensors; prior and name stand outside."""
+def model_id(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    tensors: dict[str, np.ndarray],
+    dictionary: bytes | None = None,
+) -> str:
+    """Hash of stream version, shapes, token bytes, coding tensors and zstd dictionary; prior and name stand
+    outside."""
     digest = hashlib.sha256(f"colazip {STREAM_VERSION}\n".encode())
     shape = json.loads(config.to_json())
     for field in ("name", "prior", "prior_block"):
@@ -197,16 +231,24 @@ def model_id(config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, np.nd
             value = np.ascontiguousarray(tensors[name])
             digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
             digest.update(value.tobytes())
+    if dictionary is not None:
+        digest.update(f"dictionary {len(dictionary)}\n".encode() + dictionary)
     return digest.hexdigest()[:32]
 
 
 def from_networks(
-    config: ModelConfig, tokenizer: Tokenizer, vae: TextVAE, search: SearchHead, prior: DiT
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    vae: TextVAE,
+    search: SearchHead,
+    prior: DiT,
+    dictionary: bytes | None = None,
 ) -> Model:
     """The model that these networks are once they are shipped, quantized."""
     shipped = {**_export(vae, "vae."), **_export(search, "search."), **_export_prior(prior)}
     tensors = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in shipped.items()}
-    return Model(model_id(config, tokenizer, tensors), config, tokenizer, tensors)
+    identity = model_id(config, tokenizer, tensors, dictionary)
+    return Model(identity, config, tokenizer, tensors, dictionary)
 
 
 def save_pretrained(
@@ -219,13 +261,14 @@ def save_pretrained(
     prior: DiT,
     card: str,
     figures: dict[str, Any],
+    dictionary: bytes | None = None,
 ) -> str:
     """Write a model folder; returns the model's id. `figures` go into config-side metadata, `card` into
     README.md."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = from_networks(config, tokenizer, vae, search, prior)
+    model = from_networks(config, tokenizer, vae, search, prior, dictionary)
     identity = model.id
     partial = folder / "weights.partial"
     save_file(model.tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
@@ -234,6 +277,10 @@ def save_pretrained(
     (folder / "config.json").write_text(config.to_json())
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    if dictionary is None:
+        (folder / _DICTIONARY).unlink(missing_ok=True)
+    else:
+        (folder / _DICTIONARY).write_bytes(dictionary)
     return identity
 
 
@@ -262,12 +309,13 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise ModelError(f"{folder / 'weights.safetensors'}: not readable ({e}): re-install the model") from e
-    identity = model_id(config, tokenizer, tensors)
+    dictionary = _load_dictionary(folder / _DICTIONARY)
+    identity = model_id(config, tokenizer, tensors, dictionary)
     if identity != claimed:
-        raise ModelError(f"{folder}: the weights hash to {identity}, not to {claimed}: re-install the model")
+        raise ModelError(f"{folder}: its files hash to {identity}, not to {claimed}: re-install the model")
     _check(tensors, shapes)
     _check_classes(config, tensors)
-    return Model(identity, config, tokenizer, tensors)
+    return Model(identity, config, tokenizer, tensors, dictionary)
 
 
 def _check(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[tuple[int, ...], str]]) -> None:

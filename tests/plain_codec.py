@@ -14,7 +14,8 @@ import numpy as np
 import zstandard
 
 from colazip.errors import FormatError, MissingLayerError
-from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.layers import BLOCK_BYTES, EXACT, GIST, PLAIN, SEARCH, Block
+from colazip.presets import SMALL, choose
 
 _M, _WIDTH = 8, 8
 _GIST_CHARS = 40
@@ -35,8 +36,14 @@ class PlainCodec:
     def split(self, data: bytes) -> list[bytes]:
         return [data[at : at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)] or [b""]
 
-    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
-        return [self._encode(list(parts), layers) for parts in blocks]
+    def encode_blocks(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: Sequence[str] | None = None,
+        preset: str = SMALL,
+    ) -> list[Block]:
+        wanted, _ = choose(preset, layers)
+        return [self._encode(list(parts), wanted) for parts in blocks]
 
     def _encode(self, parts: list[bytes], layers: Sequence[str]) -> Block:
         slots = [slot for slot, part in enumerate(parts) if _is_text(part)]
@@ -49,13 +56,14 @@ class PlainCodec:
             packed[GIST] = _pack([slots, [text.decode()[:_GIST_CHARS] for text in texts]])
         if EXACT in layers:
             packed[EXACT] = _pack([slots, texts])
-        others = [slot for slot in range(len(parts)) if slot not in set(slots)]
-        if others:
+        whole = PLAIN in layers
+        others = [slot for slot in range(len(parts)) if whole or slot not in set(slots)]
+        if others and (whole or GIST in layers):
             packed[PLAIN] = _pack([others, [parts[slot] for slot in others]])
         return Block(len(parts), packed)
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
-        return [self._join(block, EXACT) for block in blocks]
+        return [self._join(b, PLAIN if PLAIN in b.layers and GIST not in b.layers else EXACT) for b in blocks]
 
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         joined = [self._join(block, GIST) for block in blocks]
@@ -72,6 +80,10 @@ class PlainCodec:
                 for slot, part in zip(*_unpack(block.layers[name]), strict=True):
                     parts[slot] = part
         return parts
+
+    def plain_slots(self, block: Block) -> np.ndarray:
+        slots = _unpack(block.layers[PLAIN])[0] if PLAIN in block.layers else []
+        return np.array(slots, dtype=np.int64)
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         slots, codes = msgpack.unpackb(block.layers[SEARCH])

@@ -35,7 +35,7 @@ class LayerTable:
 class BlockTable:
     """starts: int64 [blocks + 1], first part of each block, counted from the start of the group.
 
-    text_crcs: int64 [blocks], `text_crc` of each block's parts; None in an archive without the exact layer.
+    text_crcs: int64 [blocks], `text_crc` of each block's parts; None in an archive without the text.
     """
 
     starts: np.ndarray
@@ -50,7 +50,7 @@ class BlockTable:
 
 
 def dump_blocks(blocks: Sequence[Block], text_crcs: Sequence[int] | None) -> bytes:
-    """The table of these blocks as a section. text_crcs: one a block, None if there is no exact layer."""
+    """The table of these blocks as a section. text_crcs: one a block, None without the text."""
     columns: dict[str, pa.Array] = {
         _PARTS: unsigned(np.array([block.count for block in blocks], dtype=np.int64))
     }
@@ -71,13 +71,16 @@ def drop_layers(section: bytes, group: Group, dropped: Sequence[str]) -> bytes:
     """The block table of a group without the columns of some layers."""
     batch = load_table(section, group.blocks)
     gone = {name for layer in dropped for name in (layer, layer + ".crc")}
-    if EXACT in dropped:
+    if EXACT in dropped or PLAIN in dropped:
         gone.add(_TEXT)
     return _dump({name: batch.column(name) for name in batch.schema.names if name not in gone})
 
 
-def load_blocks(section: bytes, group: Group) -> BlockTable:
-    """Parse and check the block table of a group: its lengths must add up to the group's sections."""
+def load_blocks(section: bytes, group: Group, *, text: bool) -> BlockTable:
+    """Parse and check the block table of a group: its lengths must add up to the group's sections.
+
+    text: whether the archive's layers hold the text of all records.
+    """
     batch = load_table(section, group.blocks)
     counts, present = unsigned_column(batch, _PARTS)
     if not present.all() or counts.min(initial=1) < 1 or counts.max(initial=1) > BLOCK_PARTS:
@@ -90,7 +93,7 @@ def load_blocks(section: bytes, group: Group) -> BlockTable:
     if not known.issuperset(batch.schema.names):
         raise FormatError("damaged: a block table has columns without a section")
     text_crcs = None
-    if EXACT in layers:
+    if text:
         text_crcs, present = unsigned_column(batch, _TEXT)
         if not present.all():
             raise FormatError("damaged: a block lacks the checksum of its text")

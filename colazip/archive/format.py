@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgpack
 
 from colazip.errors import FormatError, VersionError
-from colazip.layers import LAYERS, PLAIN
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN
 
 _T = TypeVar("_T")
 
@@ -169,8 +169,13 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int) -> Manifest:
     fields.number("format", minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)
     codec = _Fields(fields.get("codec", dict))
     layers = fields.get("layers", list)
-    if not all(isinstance(layer, str) for layer in layers) or [x for x in LAYERS if x in layers] != layers:
+    if (
+        not all(isinstance(layer, str) for layer in layers)
+        or [x for x in (*LAYERS, PLAIN) if x in layers] != layers
+    ):
         raise FormatError("damaged: the manifest names unknown layers")
+    if PLAIN in layers and (GIST in layers or EXACT in layers):
+        raise FormatError("damaged: the manifest names layers that exclude each other")
     manifest = Manifest(
         writer=fields.get("writer", str),
         codec_id=codec.get("id", str),

@@ -39,11 +39,11 @@ def verify(archive: Archive) -> dict[str, Any]:
         for _ in archive.gists():
             pass
         decoded.append(GIST)
-    if EXACT in archive.layers:
+    if archive.holds_text:
         text_bytes = sum(len(record.data) for record in archive)
         if text_bytes != manifest.text_bytes:
             raise FormatError(f"{archive.path}: holds {text_bytes} bytes of text, not {manifest.text_bytes}")
-        decoded.append(EXACT)
+        decoded.append(EXACT if EXACT in archive.layers else PLAIN)
     return {
         "records": manifest.records,
         "parts": manifest.parts,
@@ -56,8 +56,10 @@ def verify(archive: Archive) -> dict[str, Any]:
 
 def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], overwrite: bool) -> None:
     """What `Archive.strip` does."""
-    if isinstance(layers, str) or not layers or not set(layers) <= set(LAYERS):
-        raise UsageError(f"layers to strip must be among {', '.join(LAYERS)}")
+    if isinstance(layers, str) or not layers or not set(layers) <= {*LAYERS, PLAIN}:
+        raise UsageError(f"layers to strip must be among {', '.join((*LAYERS, PLAIN))}")
+    if PLAIN in layers and PLAIN not in archive.layers and GIST in archive.layers:
+        raise UsageError(f"{archive.path}: plain stands in for records that its gist does not have; keep it")
     for layer in layers:
         if layer not in archive.layers:
             raise MissingLayerError(f"{archive.path}: has no {layer} layer to strip")

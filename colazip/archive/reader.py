@@ -16,8 +16,9 @@ from colazip.archive.format import FORMAT_VERSION, ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
 from colazip.archive.store import Store
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, RecordNotFoundError, UsageError
-from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, holds_text
 from colazip.oneshot import default_codec
+from colazip.presets import SMALL
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
@@ -60,7 +61,8 @@ class Archive:
         records: Iterable[Record | str | bytes],
         *,
         codec: ArchiveCodec | None = None,
-        layers: Sequence[str] = LAYERS,
+        layers: Sequence[str] | None = None,
+        preset: str = SMALL,
         overwrite: bool = False,
         source: Mapping[str, Any] | None = None,
         batch_blocks: int = 16,
@@ -68,7 +70,9 @@ class Archive:
     ) -> PackSummary:
         """Write an archive of `records` to `path`, which appears whole or not at all.
 
-        codec: None for the default model of the package. layers: what to keep of records; exact needs gist.
+        codec: None for the default model of the package. preset: `small`, the smallest archive; `balanced`
+        and `fast` keep the exact text with zstd instead of gist and exact, `fast` with less effort. layers:
+        what to keep of records, some of the preset's; None for all of them; exact needs gist.
         source: free-form JSON about where the records came from. batch_blocks: blocks of 64 KiB of text coded
         at a time; memory and speed, never the result. progress: called with the totals so far of records and
         text bytes taken. Raises UsageError if `path` exists and `overwrite` is false, LockedError if another
@@ -81,6 +85,7 @@ class Archive:
             records,
             codec or default_codec(),
             layers=layers,
+            preset=preset,
             overwrite=overwrite,
             source=source,
             batch_blocks=batch_blocks,
@@ -101,8 +106,16 @@ class Archive:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Layers that the archive has, in the order of `colazip.layers.LAYERS`."""
+        """Layers that the archive has: some of search, gist, exact, or search and plain, in this order.
+
+        Plain is among them if it holds the text of all records, not where it stands in for a few.
+        """
         return self.manifest.layers
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether `get` gives the exact bytes: the archive has the layer exact, or plain."""
+        return holds_text(self.manifest.layers)
 
     @property
     def model_id(self) -> str:
@@ -119,7 +132,7 @@ class Archive:
 
     def __iter__(self) -> Iterator[Record]:
         """Records in order, exact, in bounded memory."""
-        self._need(EXACT)
+        self._need_text()
         for group, start, parts in self._stream(self._decode, (GIST, EXACT, PLAIN)):
             _, rows = self._store.tables(group)
             metadata = rows.metadata(start, start + len(parts))
@@ -141,7 +154,7 @@ class Archive:
 
     def get(self, id: str) -> bytes:
         """The exact bytes of one record; decodes the blocks it lies in and no others."""
-        self._need(EXACT)
+        self._need_text()
         group, row = self._locate(id)
         slots, blocks = self._slots(group, row)
         decoded = self._decoded_blocks(group, blocks)
@@ -170,9 +183,9 @@ class Archive:
     def search(self, query: str, k: int = 10) -> list[Hit]:
         """The k records nearest to `query` in meaning, best first; none for a blank query.
 
-        A record of several parts ranks by its best one. Records kept in the plain layer have no vector and
-        are never found. The first search builds the index, which stays in memory: the search codes and 8
-        bytes a part.
+        A record of several parts ranks by its best one. Records that are no text to the model (binary,
+        scripts it never saw) have no vector and are never found. The first search builds the index, which
+        stays in memory: the search codes and 8 bytes a part.
         """
         self._need(SEARCH)
         if k < 1:
@@ -242,8 +255,9 @@ class Archive:
     def strip(self, layers: Sequence[str], out: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a copy of the archive without some layers to `out`; nothing is coded anew.
 
-        Raises UsageError for a layer that doesn't exist, for dropping gist while exact stays (exact is coded
-        given the gist), and for dropping all; MissingLayerError for a layer that the archive doesn't have.
+        Raises UsageError for a layer that doesn't exist, for plain where it stands in for a few records, for
+        dropping gist while exact stays (exact is coded given the gist), and for dropping all;
+        MissingLayerError for a layer that the archive doesn't have.
         """
         from colazip.archive.maintenance import strip
 
@@ -379,7 +393,7 @@ class Archive:
                 )
 
     def _snippets(self, parts: np.ndarray) -> list[str]:
-        """One line of each part (counted over the archive): from the exact layer, the gist, or empty."""
+        """One line of each part (counted over the archive): from its text, the gist, or empty."""
         places: dict[int, list[tuple[int, int, int]]] = {}  # group -> (rank, block, slot)
         for rank, part in enumerate(map(int, parts)):
             group = bisect_right(self._store.first_parts, part) - 1
@@ -389,7 +403,7 @@ class Archive:
         snippets = [""] * len(parts)
         for group, found in places.items():
             blocks = list(dict.fromkeys(block for _, block, _ in found))
-            if EXACT in self.layers:
+            if self.holds_text:
                 exact = self._decoded_blocks(group, blocks)
                 for rank, block, slot in found:
                     snippets[rank] = _one_line(exact[block][slot].decode("utf-8", "replace"))
@@ -410,6 +424,10 @@ class Archive:
             raise MissingLayerError(
                 f"{self.path}: has no {layer} layer, only {have}; pack it again with {layer}"
             )
+
+    def _need_text(self) -> None:
+        if not self.holds_text:
+            self._need(EXACT)
 
     def _model(self) -> ArchiveCodec:
         if self._codec is None:

@@ -26,7 +26,7 @@ from colazip.archive.format import (
 )
 from colazip.archive.rows import RowTable, load_rows
 from colazip.errors import FormatError, InputError
-from colazip.layers import Block
+from colazip.layers import Block, holds_text
 
 _KEPT_GROUPS = 4  # groups whose tables stay in memory
 _READ_BYTES = 1 << 20
@@ -111,7 +111,10 @@ class Store:
             rows = self.read_section(info.sections[ROWS]) if ROWS in info.sections else None
             blocks = self.read_section(info.sections[BLOCKS])
             try:
-                self._groups[group] = load_blocks(blocks, info), load_rows(rows, info)
+                self._groups[group] = (
+                    load_blocks(blocks, info, text=holds_text(self.manifest.layers)),
+                    load_rows(rows, info),
+                )
             except FormatError as error:
                 raise FormatError(f"{self.path}: group {group}: {error}") from error
             while len(self._groups) > _KEPT_GROUPS:

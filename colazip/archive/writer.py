@@ -30,13 +30,13 @@ from colazip.errors import InputError, UsageError
 from colazip.layers import (
     BLOCK_BYTES,
     BLOCK_PARTS,
-    EXACT,
     LAYERS,
     PLAIN,
     ArchiveCodec,
     Block,
-    check_layers,
+    holds_text,
 )
+from colazip.presets import SMALL, choose
 from colazip.version import __version__
 
 # A group is closed after so many blocks where a block ends with a record; after twice as many, in any case.
@@ -52,20 +52,21 @@ def pack(
     records: Iterable[Record | str | bytes],
     codec: ArchiveCodec,
     *,
-    layers: Sequence[str] = LAYERS,
+    layers: Sequence[str] | None = None,
+    preset: str = SMALL,
     overwrite: bool = False,
     source: Mapping[str, Any] | None = None,
     batch_blocks: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackSummary:
     """Write an archive of `records`; the arguments are those of `Archive.pack`."""
-    layers = check_layers(layers)
+    layers, _ = choose(preset, layers)
     if batch_blocks < 1:
         raise UsageError("batch_blocks must be at least 1")
     origin = _check_source(source)
     with AtomicFile(path, overwrite) as file:
         container = Container(file)
-        gatherer = _Gatherer(container, codec, layers, batch_blocks, progress)
+        gatherer = _Gatherer(container, codec, layers, preset, batch_blocks, progress)
         for record in records:
             gatherer.add(record)
         gatherer.close_group()
@@ -133,6 +134,7 @@ class _Gatherer:
         container: Container,
         codec: ArchiveCodec,
         layers: tuple[str, ...],
+        preset: str,
         batch_blocks: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -141,6 +143,7 @@ class _Gatherer:
         self._container = container
         self._codec = codec
         self._layers = layers
+        self._preset = preset
         self._batch_blocks = batch_blocks
         self._progress = progress
         self._known_ids = _KnownIds()
@@ -194,12 +197,12 @@ class _Gatherer:
         if not self._parts:
             return
         named = self._known_ids.add(self._ids, self._first)
-        for layer in (*self._layers, PLAIN):
+        for layer in (*LAYERS, PLAIN):
             if any(layer in block.layers for block in self._blocks):
                 self._container.add_section(
                     layer, (block.layers[layer] for block in self._blocks if layer in block.layers)
                 )
-        table = dump_blocks(self._blocks, self._text_crcs if EXACT in self._layers else None)
+        table = dump_blocks(self._blocks, self._text_crcs if holds_text(self._layers) else None)
         self._container.add_section(BLOCKS, [table])
         rows = dump_rows(self._ids, self._parts, self._metadata)
         if rows is not None:
@@ -221,7 +224,7 @@ class _Gatherer:
     def _code(self) -> None:
         if not self._waiting:
             return
-        self._blocks += self._codec.encode_blocks(self._waiting, self._layers)
+        self._blocks += self._codec.encode_blocks(self._waiting, self._layers, self._preset)
         self._text_crcs += map(text_crc, self._waiting)
         self._waiting = []
         if self._progress is not None:

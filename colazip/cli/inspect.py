@@ -80,12 +80,13 @@ def verify(
 def strip(archive: str, drop: tuple[str, ...], output: str, force: bool, console: Console) -> None:
     """Copy an archive without some of its layers: search, gist, exact. Nothing is coded again.
 
-    The exact layer needs the gist, so the gist goes only together with it.
+    The exact layer needs the gist, so the gist goes only together with it. Archives of the presets fast and
+    balanced have the layers search and plain.
     """
     from colazip.files import check_free
 
     if not drop:
-        raise UsageError("--drop names no layer; choose from search, gist, exact")
+        raise UsageError("--drop names no layer; choose from search, gist, exact, plain")
     check_free(output, force)
     before = os.path.getsize(archive)
     with open_archive(archive) as opened:

@@ -9,7 +9,7 @@ import click
 
 from colazip.cli.console import Console, data_output, size
 from colazip.cli.model_option import threads_option
-from colazip.cli.options import console_options, force_option
+from colazip.cli.options import console_options, force_option, preset_option
 from colazip.errors import UsageError
 
 SUFFIX = ".cz"
@@ -18,16 +18,17 @@ SUFFIX = ".cz"
 @click.command()
 @click.argument("file", default="-")
 @click.option("-o", "--output", metavar="OUT", help=f"File to write, or '-'. [default: FILE{SUFFIX}]")
+@preset_option
 @force_option
 @threads_option
 @console_options
-def compress(file: str, output: str | None, force: bool, console: Console) -> None:
+def compress(file: str, output: str | None, preset: str, force: bool, console: Console) -> None:
     """Compress FILE, or standard input, to one blob, exactly. The source is kept."""
     output = output or ("-" if file == "-" else file + SUFFIX)
     data = _transfer(file, output, force, binary=True)
     import colazip
 
-    blob = colazip.compress(data)
+    blob = colazip.compress(data, preset)
     _write(blob, output, force)
     if output != "-":
         console.note(

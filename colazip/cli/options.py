@@ -21,6 +21,14 @@ layer_option = click.option(
     show_default=True,
     help="Read the exact text, or the approximate one.",
 )
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(["fast", "balanced", "small"]),
+    default="small",
+    show_default=True,
+    help="Speed against size. small: coded by the model. fast, balanced: the exact text kept by zstd with "
+    "the model's dictionary, without a gist; balanced takes more effort.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 

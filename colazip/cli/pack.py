@@ -10,7 +10,7 @@ import click
 
 from colazip.cli.console import Console, amount, size
 from colazip.cli.model_option import load_codec, model_options
-from colazip.cli.options import console_options, force_option, layer_list
+from colazip.cli.options import console_options, force_option, layer_list, preset_option
 from colazip.cli.progress import Progress
 from colazip.errors import UsageError
 
@@ -23,8 +23,10 @@ from colazip.errors import UsageError
     "--layers",
     callback=layer_list,
     metavar="LIST",
-    help="Layers to keep: search, gist, exact, joined by commas. [default: all three]",
+    help="Layers to keep, joined by commas: search, gist, exact; with other presets search, plain. "
+    "[default: all of them]",
 )
+@preset_option
 @click.option(
     "--format",
     type=click.Choice(["auto", "text", "lines", "jsonl", "csv", "parquet"]),
@@ -49,6 +51,7 @@ def pack(
     output: str,
     force: bool,
     layers: tuple[str, ...] | None,
+    preset: str,
     format: str,
     text_column: str | None,
     id_column: str | None,
@@ -67,13 +70,14 @@ def pack(
     from colazip.archive import Archive
     from colazip.files import check_free
     from colazip.ingest import open_sources
-    from colazip.layers import LAYERS
+    from colazip.presets import choose
     from colazip.tables import ColumnChoice
 
     if output == "-":
         raise UsageError(
             "an archive can't be written to standard output; name a file, or use 'colazip compress'"
         )
+    choose(preset, layers)
     check_free(output, force)
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(output):
@@ -91,7 +95,8 @@ def pack(
                 output,
                 opened.records,
                 codec=load_codec(model),
-                layers=LAYERS if layers is None else layers,
+                layers=layers,
+                preset=preset,
                 overwrite=force,
                 source=opened.description,
                 progress=progress,

@@ -69,8 +69,8 @@ def get(
 def search(archive: str, query: str, k: int, as_json: bool, model: str | None, console: Console) -> None:
     """Find records by meaning, best first: score (cosine), id, and the start of the text.
 
-    JSON is a list of objects with id, score, metadata and snippet. Records that were kept without the model
-    (other scripts, binary) have no vector and are not found.
+    JSON is a list of objects with id, score, metadata and snippet. Records that are no text to the model
+    (binary, scripts it never saw) have no vector and are not found.
     """
     if not query.strip():
         raise UsageError("the query is empty; give some words")

@@ -18,6 +18,7 @@ from colazip.pretrained import save_pretrained
 from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
 from colazip.train.data import TokenStore, cluster_tokens, company, latent_places, read_texts
+from colazip.train.dictionary import train_dictionary
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_head import train_search_head
@@ -60,6 +61,7 @@ def run(
         return read_texts(paths, text_column, skip_sources)
 
     tokenizer = _tokenizer(recipe, texts, data, out / "tokenizer.json")
+    dictionary = _dictionary(recipe, texts, data, out / "dictionary.bin")
     lane = recipe.model.segment * recipe.model.patch
     held_out = TokenStore.build(out / "validation", texts(validation), tokenizer, lane)
     train = TokenStore.build(out / "train", texts(data), tokenizer, lane)
@@ -129,6 +131,7 @@ def run(
         prior=prior,
         card=card,
         figures=figures,
+        dictionary=dictionary,
     )
 
 
@@ -155,6 +158,20 @@ def _tokenizer(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) -> 
         )
     path.write_text(tokenizer.to_json(), encoding="utf-8")
     return tokenizer
+
+
+def _dictionary(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) -> bytes | None:
+    if path.exists():
+        return path.read_bytes()
+    if not recipe.dictionary_bytes:
+        return None
+    sample = _spread(texts(data), texts(data), recipe.dictionary_megabytes)
+    dictionary = train_dictionary(sample, recipe.dictionary_bytes)
+    if dictionary is not None:
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(dictionary)
+        partial.replace(path)
+    return dictionary
 
 
 def _spread(first_pass: Iterator[str], second_pass: Iterator[str], megabytes: int) -> Iterator[str]:

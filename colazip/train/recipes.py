@@ -20,6 +20,8 @@ class Recipe:
     prior: PriorSchedule
     search: SearchSchedule
     tokenizer_megabytes: int = 45  # of training text, evenly spread, that the tokenizer is trained on
+    dictionary_bytes: int = 400 << 10  # of the zstd dictionary; 0 for none
+    dictionary_megabytes: int = 32  # of training text, evenly spread, that the dictionary is trained on
 
 
 def tiny() -> Recipe:
@@ -61,6 +63,8 @@ def tiny() -> Recipe:
             quantizer_sample=512,
         ),
         tokenizer_megabytes=1,
+        dictionary_bytes=1 << 10,
+        dictionary_megabytes=1,
     )
 
 

@@ -55,6 +55,27 @@ def test_search_without_the_layer(run: Run, fails) -> None:
     assert "search" in fails("search", "s.cola", "boat")
 
 
+def test_presets(run: Run, fails, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()))
+    assert run("pack", "t.jsonl", "-o", "f.cola", "--preset", "fast").code == 0
+    assert json.loads(run("info", "f.cola", "--json").out)["layers"] == ["search", "plain"]
+    assert run("get", "f.cola", "1").text == TEXTS["bread"]
+    assert json.loads(run("search", "f.cola", "bread needs flour and water.", "--json").out)[0]["id"] == "1"
+    back = run("unpack", "f.cola", "-o", "-").text.splitlines()
+    assert [json.loads(line)["text"] for line in back] == list(TEXTS.values())
+    assert "leave out --from gist" in fails("unpack", "f.cola", "-o", "-", "--from", "gist")
+    assert "no gist layer" in fails("get", "f.cola", "1", "--from", "gist")
+    assert run("verify", "f.cola").code == 0
+    assert run("strip", "f.cola", "--drop", "search", "-o", "p.cola").code == 0
+    assert run("get", "p.cola", "0").text == TEXTS["boat"]
+    for options, advice in (
+        (["--preset", "fast", "--layers", "gist"], "preset small"),
+        (["--layers", "search,plain"], "preset fast"),
+        (["--preset", "best"], "balanced"),
+    ):
+        assert advice in fails("pack", "t.jsonl", "-o", "g.cola", *options, code=2)
+
+
 def test_info(run: Run) -> None:
     facts = json.loads(run("info", "a.cola", "--json").out)
     assert facts["records"] == 4

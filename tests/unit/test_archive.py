@@ -30,6 +30,7 @@ from colazip.errors import (
     UsageError,
 )
 from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH
+from colazip.presets import BALANCED, FAST
 from tests.plain_codec import PlainCodec
 
 CODEC = PlainCodec()
@@ -316,7 +317,7 @@ def test_layers(tmp_path: Path) -> None:
         assert archive.search("cat")[0].snippet == ""
         with pytest.raises(MissingLayerError):
             archive.gist("0")
-    for layers in ([], [EXACT], [SEARCH, EXACT], [PLAIN], ["nonsense"], "gist"):
+    for layers in ([], [EXACT], [SEARCH, EXACT], [PLAIN], [GIST, PLAIN], ["nonsense"], "gist"):
         with pytest.raises(UsageError):
             pack(path, [], layers=layers, overwrite=True)
 
@@ -343,6 +344,46 @@ def test_strip(tmp_path: Path) -> None:
         archive.strip([EXACT], tmp_path / "d.cola")
     assert read(tmp_path / "c.cola") == records
     assert not (tmp_path / "d.cola").exists()
+
+
+@pytest.mark.parametrize("preset", [FAST, BALANCED])
+def test_a_preset_without_gist(tmp_path: Path, preset: str) -> None:
+    records = [*many(60, 3_000), Record(RAW[0], "raw"), Record(b"", "empty")]
+    path = tmp_path / "a.cola"
+    pack(path, records, preset=preset)
+    with Archive(path, CODEC) as archive:
+        assert archive.layers == (SEARCH, PLAIN) and archive.holds_text
+        assert list(archive) == records
+        assert archive.get("raw") == RAW[0]
+        info = archive.info()
+        assert info["layers"] == [SEARCH, PLAIN]
+        assert info["bytes"][PLAIN] > 0 == info["bytes"][GIST] == info["bytes"][EXACT]
+        assert archive.verify()["decoded"] == [SEARCH, PLAIN]
+        assert archive.search(records[3].data.decode(), 1)[0].snippet
+        for call in (archive.gist, archive.regenerate, lambda _: next(archive.gists())):
+            with pytest.raises(MissingLayerError, match="search, plain"):
+                call("raw")
+        with pytest.raises(MissingLayerError):
+            archive.strip([EXACT], tmp_path / "b.cola")
+        archive.strip([SEARCH], tmp_path / "text.cola")
+        archive.strip([PLAIN], tmp_path / "search.cola")
+        with pytest.raises(UsageError):
+            archive.strip([SEARCH, PLAIN], tmp_path / "b.cola")
+    pack(tmp_path / "text2.cola", records, preset=preset, layers=[PLAIN])
+    assert (tmp_path / "text.cola").read_bytes() == (tmp_path / "text2.cola").read_bytes()
+    assert read(tmp_path / "text.cola") == records
+    with Archive(tmp_path / "search.cola", CODEC) as archive:
+        assert archive.layers == (SEARCH,) and not archive.holds_text
+        assert archive.search("the", 1)[0].snippet == ""
+        with pytest.raises(MissingLayerError):
+            archive.get("raw")
+
+
+def test_presets_and_layers_that_do_not_go_together(tmp_path: Path) -> None:
+    for preset, layers in ((FAST, [GIST]), (BALANCED, LAYERS), ("small", [SEARCH, PLAIN]), ("best", None)):
+        with pytest.raises(UsageError):
+            pack(tmp_path / "a.cola", TEXTS, preset=preset, layers=layers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 
@@ -12,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colazip.classical import RAW, ZSTD, ZSTD_DICTIONARY
 from colazip.codec import Codec
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.presets import BALANCED, FAST, SMALL
 from colazip.wire import Reader
 from tests.tiny_model import passages, tiny_codec
 
@@ -86,7 +89,7 @@ def test_text_is_coded_by_the_model_and_smaller() -> None:
     codec = tiny_codec()
     texts = [t.encode() for t in passages()[:40]]
     (block,) = codec.encode_blocks([texts])
-    assert PLAIN not in block.layers
+    assert len(codec.plain_slots(block)) <= 4  # the dictionary was made of these very texts
     assert sum(map(len, block.layers.values())) < 0.6 * sum(map(len, texts))
     assert codec.decode_blocks([block]) == [texts]
 
@@ -317,7 +320,7 @@ def test_long_records_are_cut_and_joined() -> None:
 
 def test_blobs_of_another_model_or_release_are_refused() -> None:
     codec = tiny_codec()
-    text = passages()[0]
+    text = " ".join(passages()[-4:])
     (blob,) = codec.encode([text])
     assert blob[2] & 1  # coded by the model
     with pytest.raises(VersionError, match="upgrade"):
@@ -332,8 +335,12 @@ def test_blobs_of_another_model_or_release_are_refused() -> None:
 
 def test_damaged_blobs_are_refused() -> None:
     codec = tiny_codec()
-    blobs = codec.encode([passages()[0], bytes(range(200))])
-    assert blobs[0][2] & 1 and not blobs[1][2] & 1
+    text = " ".join(passages()[-4:])  # held out: the dictionary knows the others by heart
+    blobs = [
+        *codec.encode([text, bytes(range(200)), "ab" * 100]),
+        *codec.encode([text], preset=BALANCED),
+    ]
+    assert [blob[2] & 15 for blob in blobs] == [1, RAW << 1, ZSTD << 1, ZSTD_DICTIONARY << 1]
     rng = random.Random(0)
     for blob in blobs:
         for _ in range(60):
@@ -353,9 +360,9 @@ def test_damaged_blocks_never_give_other_text(data: st.DataObject) -> None:
     """Checksums of the container taken away, the codec itself still refuses to return other text."""
     codec = tiny_codec()
     parts = [t.encode() for t in passages()[:3]] + [b"\xff" * 40]
-    (block,) = codec.encode_blocks([parts])
+    (block,) = codec.encode_blocks([parts], preset=data.draw(st.sampled_from([SMALL, FAST])))
     layers = dict(block.layers)
-    name = data.draw(st.sampled_from([GIST, EXACT, PLAIN]))
+    name = data.draw(st.sampled_from([n for n in (GIST, EXACT, PLAIN) if n in layers]))
     body = bytearray(layers[name])
     at = data.draw(st.integers(0, len(body) - 1))
     if data.draw(st.booleans()):
@@ -370,6 +377,17 @@ def test_damaged_blocks_never_give_other_text(data: st.DataObject) -> None:
 
 def test_hostile_counts_are_bounded() -> None:
     codec = tiny_codec()
+    for plain in (
+        b"",
+        b"\0" * 4,
+        b"\0" * 4 + b"\xff" * 12,
+        b"\0" * 5 + b"\3",
+        b"\0" * 5 + b"\1" + b"\xff" * 9,
+    ):
+        with pytest.raises(FormatError):
+            codec.decode_blocks([Block(1, {PLAIN: plain})])
+    with pytest.raises(FormatError):
+        codec.decode_blocks([Block(1 << 40, {PLAIN: b"\0" * 99})])
     for gist in (b"\xff" * 9 + b"\x01", b"\xff\xff\x7f", b"\x80" * 20):
         with pytest.raises(FormatError):
             codec.read_gist([Block(1, {GIST: gist})])
@@ -377,6 +395,82 @@ def test_hostile_counts_are_bounded() -> None:
         codec.read_gist([Block(1 << 40, {GIST: b""})])
     with pytest.raises(FormatError):
         codec.decode_blocks([Block(1, {GIST: b"\x00", EXACT: b"", PLAIN: b"\xff\xff\xff\x7f"})])
+
+
+@pytest.mark.parametrize("preset", [FAST, BALANCED])
+def test_presets_without_a_gist_keep_exact_text_and_search_codes(preset: str) -> None:
+    codec = tiny_codec()
+    blocks = codec.encode_blocks(text_blocks(), preset=preset)
+    assert [set(b.layers) for b in blocks] == [{SEARCH, PLAIN}] * 2
+    assert codec.decode_blocks(blocks) == text_blocks()
+    mixed = [blocks[0], *codec.encode_blocks(text_blocks()[1:])]
+    assert codec.decode_blocks(mixed) == text_blocks()
+    small = codec.encode_blocks(text_blocks())
+    assert [b.layers[SEARCH] for b in blocks] == [b.layers[SEARCH] for b in small]
+    (alone,) = codec.encode_blocks(text_blocks()[:1], (PLAIN,), preset)
+    assert dict(alone.layers) == {PLAIN: blocks[0].layers[PLAIN]}
+    with pytest.raises(MissingLayerError, match="gist"):
+        codec.read_gist(blocks)
+
+
+def test_more_effort_is_smaller() -> None:
+    (text,) = [b" ".join(t.encode() for t in passages()[:60])]
+    sizes = [
+        len(tiny_codec().encode_blocks([[text]], (PLAIN,), p)[0].layers[PLAIN]) for p in (FAST, BALANCED)
+    ]
+    assert sizes[1] < sizes[0] < len(text) / 1.8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)), max_size=8))
+def test_any_bytes_come_back_with_a_preset_and_hardly_grow(records: list[bytes]) -> None:
+    codec = tiny_codec()
+    blobs = codec.encode(records, preset=FAST)
+    assert all(len(b) <= len(r) + 7 for b, r in zip(blobs, records, strict=True))
+    assert codec.decode(blobs) == records
+    assert codec.decode_blocks(codec.encode_blocks([records], preset=FAST)) == [records]
+
+
+@pytest.mark.parametrize(
+    ("preset", "layers", "advice"),
+    [
+        (FAST, (GIST,), "preset small"),
+        (BALANCED, LAYERS, "preset small"),
+        (SMALL, (SEARCH, PLAIN), "preset fast"),
+        (FAST, (GIST, PLAIN), "either"),
+        ("fsat", None, "fast, balanced, small"),
+    ],
+)
+def test_layers_that_a_preset_does_not_make(preset: str, layers: tuple[str, ...], advice: str) -> None:
+    with pytest.raises(UsageError, match=advice):
+        tiny_codec().encode_blocks([[b"text"]], layers, preset)
+
+
+def test_bytes_that_are_no_text_skip_the_networks() -> None:
+    codec = tiny_codec()
+    noise = random.Random(0).randbytes(3000)
+    short, text = b"\xff\xfe", passages()[0].encode()
+    (block,) = codec.encode_blocks([[noise, short, text]])
+    assert codec.plain_slots(block).tolist() == [0, 1]
+    assert codec.search_codes(block)[0].tolist() == [1, 2]  # a short part is never left out of search
+    assert codec.decode_blocks([block]) == [[noise, short, text]]
+    (vectors,) = codec.encode_blocks([[noise, short, text]], (SEARCH,))
+    assert vectors.layers[SEARCH] == block.layers[SEARCH]
+
+
+def test_a_blob_with_a_dictionary_needs_its_model() -> None:
+    codec = tiny_codec()
+    text = passages()[0]
+    (blob,) = codec.encode([text], preset=BALANCED)
+    bare = Codec(dataclasses.replace(codec.model, id="0" * 32, dictionary=None))
+    with pytest.raises(ModelMismatchError):
+        bare.decode([blob])
+    (other,) = bare.encode([text], preset=BALANCED)
+    assert len(other) > len(blob)
+    assert bare.decode([other]) == codec.decode([other]) == [text.encode()]
+    (block,) = codec.encode_blocks([[text.encode()]], preset=FAST)
+    with pytest.raises(FormatError, match="dictionary"):
+        bare.decode_blocks([block])
 
 
 def test_default_layers_are_all_three() -> None:

@@ -62,6 +62,18 @@ def test_damage_is_a_model_error(folder: Path, name: str, damage: str) -> None:
         load(folder)
 
 
+def test_a_dictionary_belongs_to_the_model(folder: Path) -> None:
+    path = folder / "dictionary.bin"
+    whole = path.read_bytes()
+    assert load(folder).dictionary == whole
+    for damaged in (b"", b"no dictionary", whole[:100], whole[:-1] + b"#", whole + bytes(2 << 20), None):
+        path.unlink(missing_ok=True)
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(ModelError):
+            load(folder)
+
+
 @pytest.mark.parametrize(
     "change",
     [
