@@ -60,7 +60,7 @@ def _coded(codec, tokens: np.ndarray) -> list[float]:  # type: ignore[no-untyped
     table_ = np.zeros((len(lanes), int(lanes.count.max())), np.int64)
     for row, (start, count) in enumerate(zip(lanes.start, lanes.count, strict=True)):
         table_[row, :count] = tokens[start : start + count]
-    return [float(cost_bits(row.fine[1]).sum()) for row in codec._code(lanes, table_, exact=False)]
+    return [float(cost_bits(row.fine[1]).sum()) for row in codec._encoder.code(lanes, table_, exact=False)]
 
 
 def test_rows_and_yardsticks(tmp_path: Path) -> None:

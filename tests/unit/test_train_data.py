@@ -21,11 +21,12 @@ from colazip.codec import Codec
 from colazip.config import ModelConfig
 from colazip.errors import InputError
 from colazip.lanes import Lanes, lay_out
-from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, Block
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, Block
 from colazip.memory import recall
 from colazip.nn.dit import DiT
 from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE
+from colazip.presets import SMALL
 from colazip.pretrained import from_networks
 from colazip.tokenizer import Tokenizer
 from colazip.train import data as train_data
@@ -192,9 +193,14 @@ class Recorder(PlainCodec):
         super().__init__()
         self.blocks: list[list[bytes]] = []
 
-    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], layers: Sequence[str] = LAYERS) -> list[Block]:
+    def encode_blocks(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: Sequence[str] | None = None,
+        preset: str = SMALL,
+    ) -> list[Block]:
         self.blocks += [list(parts) for parts in blocks]
-        return super().encode_blocks(blocks, layers)
+        return super().encode_blocks(blocks, layers, preset)
 
 
 def in_order(lanes: Lanes, guess: np.ndarray, kind: np.ndarray) -> list[tuple[int, int]]:
