@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ _DICTIONARY = "dictionary.bin"
 _MAX_DICTIONARY = 1 << 20
 
 
+@dataclass(frozen=True, eq=False)
 class Model:
     """A loaded model. `id` is the hash of all that decides a bit of what is stored.
 
@@ -41,16 +43,11 @@ class Model:
     codes; None if the model has none.
     """
 
-    def __init__(
-        self,
-        id: str,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        tensors: dict[str, np.ndarray],
-        dictionary: bytes | None = None,
-    ) -> None:
-        self.id, self.config, self.tokenizer, self.tensors = id, config, tokenizer, tensors
-        self.dictionary = dictionary
+    id: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    tensors: dict[str, np.ndarray]
+    dictionary: bytes | None = None
 
     @property
     def codebook(self) -> np.ndarray:
