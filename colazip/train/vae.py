@@ -49,6 +49,7 @@ class VAESchedule:
     coarse: float = 0.2
     coarse_every: int = 4
     rate_bits: float = 16.0
+    rate_floor: float = 0.8
     rate_cap: float = 1.0
     latents_until: float = 0.01
     joint_from: float = 0.01
@@ -60,21 +61,25 @@ class VAESchedule:
 
 
 class RateControl:
-    """Steers the weight of the latents' bits towards a target rate.
+    """Steers the weight of the latents' bits towards a target rate, between a floor and a cap.
 
-    The weight climbs by 1 % a step while the rate is above the target and falls by 2 % below. It is capped:
-    at a weight above 1 the latents collapse faster than any controller reacts (docs/experiments.md).
+    The weight climbs by 1 % a step until it has reached the floor; from there it climbs while the rate is
+    above the target and falls by 2 % below. At a weight above 1 the latents collapse faster than any
+    controller reacts; far below 1 they spend bits that save the exact coder less (docs/experiments.md).
     """
 
-    def __init__(self, target: float, cap: float) -> None:
-        self.target, self.cap = target, cap
+    def __init__(self, target: float, floor: float, cap: float) -> None:
+        self.target, self.floor, self.cap = target, floor, cap
         self.weight, self.average = 0.02, 0.0
 
     def update(self, rate: float) -> None:
         """rate: bits a patch of the last batch."""
         self.average = 0.8 * self.average + 0.2 * rate if self.average else rate
-        factor = 1.01 if self.average > self.target else 0.98
-        self.weight = min(self.cap, max(0.02, self.weight * factor))
+        if self.weight < self.floor:
+            self.weight = min(self.floor, self.weight * 1.01)
+        else:
+            factor = 1.01 if self.average > self.target else 0.98
+            self.weight = min(self.cap, max(self.floor, self.weight * factor))
 
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
@@ -170,7 +175,7 @@ def train_vae(
             _start_from(model, state["model"])
     model.to(device).train()
     descent = Descent(model, optimizers(model, schedule))
-    control = RateControl(schedule.rate_bits, schedule.rate_cap)
+    control = RateControl(schedule.rate_bits, schedule.rate_floor, schedule.rate_cap)
     step = 0
     checkpoint = folder / "checkpoint.pt"
     if resume:
