@@ -216,7 +216,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_rate_control_pushes_down_and_lets_go() -> None:
-    control = RateControl(target=10.0, cap=0.5)
+    control = RateControl(target=10.0, floor=0.3, cap=0.5)
     weights = []
     for _ in range(600):
         control.update(30.0)
@@ -224,4 +224,11 @@ def test_rate_control_pushes_down_and_lets_go() -> None:
     assert sorted(weights) == weights and weights[-1] == 0.5
     for _ in range(600):
         control.update(1.0)
-    assert control.weight == 0.02
+    assert control.weight == 0.3
+
+
+def test_rate_control_reaches_its_floor_at_any_rate() -> None:
+    control = RateControl(target=10.0, floor=0.3, cap=0.5)
+    for _ in range(400):
+        control.update(1.0)
+    assert control.weight == 0.3
