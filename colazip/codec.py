@@ -38,7 +38,7 @@ _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
-_FEW_LANES = 8
+_FEW_LANES = 64
 _FEW_TOKENS = 1 << 15
 
 # Text of any language takes at most 0.65 tokens a byte, bytes that are no text 0.9 and more. Such parts skip
