@@ -28,6 +28,7 @@ from benchmarks.corpus import Corpus, evenly_spaced, read_corpus
 from benchmarks.plot import bar_chart, svg
 from colazip.evaluate import peers
 from colazip.evaluate.table import markdown
+from colazip.layers import LAYERS
 
 if TYPE_CHECKING:
     from colazip.tokenizer import Tokenizer
@@ -191,7 +192,7 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
         for index, (bucket, members) in enumerate(lengths.by_length(corpus.records).items()):
             note(f"colazip on records of {bucket} bytes")
             records = [corpus.records[i] for i in members]
-            row, _ = measure_layers(records, VARIANTS[0], codec, Path(folder) / f"length-{index}")
+            row, _ = measure_layers(records, LAYERS, codec, Path(folder) / f"length-{index}")
             results.by_length.append(length_row(bucket, row))
     note("hostile records")
     results.growth = {kind: largest_growth(records, codec) for kind, records in hostile().items()}
