@@ -18,7 +18,7 @@ from colazip.wire import Reader, varints
 RAW, ZSTD, ZSTD_DICTIONARY = 0, 1, 2
 BEST = 19  # level of zstd where size is all that counts
 
-_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class ClassicalCoder:
@@ -51,7 +51,7 @@ class ClassicalCoder:
         used = dictionary and self._dictionary is not None
         if len(data) <= 8:  # a frame's header alone takes about as much
             return RAW, data
-        frame = self._compressor(level, used).compress(data)[len(_MAGIC) :]
+        frame = self._compressor(level, used).compress(data)[len(ZSTD_MAGIC) :]
         if len(frame) >= len(data):
             return RAW, data
         return (ZSTD_DICTIONARY if used else ZSTD), frame
@@ -68,7 +68,7 @@ class ClassicalCoder:
         if decompressor is None:
             raise FormatError("plain text was coded with a dictionary, and this model has none")
         try:
-            size = zstandard.frame_content_size(_MAGIC + payload)
+            size = zstandard.frame_content_size(ZSTD_MAGIC + payload)
             if not 0 <= size <= limit:
                 raise FormatError(f"a zstd frame says it holds {size} bytes, at most {limit} can be")
             data = self._decode_frame(payload, decompressor)
@@ -118,7 +118,7 @@ class ClassicalCoder:
     @staticmethod
     def _decode_frame(payload: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
         # The size that the header states was checked; zstd itself holds the content to it.
-        return decompressor.decompress(_MAGIC + payload, allow_extra_data=False)
+        return decompressor.decompress(ZSTD_MAGIC + payload, allow_extra_data=False)
 
 
 def _checksum(data: bytes) -> bytes:

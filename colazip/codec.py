@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from colazip.classical import ZSTD_DICTIONARY, ClassicalCoder
+from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
 from colazip.decode import decode_levels, decode_tokens, read_tokens
 from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from colazip.nn.steps import Networks
 
 _MAGIC = b"\xc0\x1a"
-_BLOB_VERSION = 1
+_BLOB_VERSION = 2
 _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
@@ -200,18 +200,25 @@ class Codec:
         if reader.take(2) != _MAGIC:
             raise FormatError("not a colazip blob")
         kind = reader.take(1)[0]
-        if kind >> 4 > _BLOB_VERSION:
+        version = kind >> 4
+        if version > _BLOB_VERSION:
             raise VersionError(
-                f"blob of format {kind >> 4}: this release reads up to {_BLOB_VERSION}; upgrade colazip"
+                f"blob of format {version}: this release reads up to {_BLOB_VERSION}; upgrade colazip"
             )
+        if version == 0:
+            raise FormatError("blob: damaged, its version is none")
         plain, frame = kind & 1 == _PLAIN_BLOB, kind >> 1 & 7
         head = reader.take(4) if not plain or frame == ZSTD_DICTIONARY else b""
         checksum, body = reader.take(4), reader.rest()
-        if _checksum(bytes([kind]) + head + body) != checksum:
+        # Version 1 left this byte out of the checksum, and kept the magic number of zstd frames.
+        covered = head + body if version == 1 else bytes([kind]) + head + body
+        if _checksum(covered) != checksum:
             raise FormatError("blob: damaged, its checksum does not match")
         if head and head.hex() != self.id[:8]:
             raise ModelMismatchError(f"blob was coded with model {head.hex()}…, this one is {self.id[:8]}…")
         if plain:
+            if version == 1 and frame == ZSTD:
+                body = body[len(ZSTD_MAGIC) :]
             # A zstd frame of n bytes can hold far more; 2**31 bounds what one blob may ask for.
             return self._plain.decode(frame, body, 1 << 31)
         reader = Reader(body, "blob")

@@ -3,16 +3,18 @@ version 1 are refused in plain words."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 
 from colazip import Archive
 from colazip.codec import Codec
-from colazip.errors import ModelMismatchError
+from colazip.errors import FormatError, ModelMismatchError
 from colazip.layers import LAYERS, PLAIN
 from colazip.nn import exact
 from tests.golden.make_model_v2 import ARCHIVE, BLOB, HERE, MODEL, blob_text, records
@@ -89,9 +91,21 @@ def test_the_golden_archive_has_text_and_plain_parts_in_one_block() -> None:
     with Archive(ARCHIVE, Codec.from_pretrained(MODEL)) as archive:
         block = archive._store.block(0, 0, (*LAYERS, PLAIN))
     assert set(block.layers) == {*LAYERS, PLAIN}
-    coded = Codec.from_pretrained(MODEL).search_codes(block)[0].tolist()
+    plain = Codec.from_pretrained(MODEL).plain_slots(block).tolist()
     # Noise is plain, and so is the text said twenty times over; the same text after it is not.
-    assert {13, 16}.isdisjoint(coded) and {3, 17, 18} <= set(coded)
+    assert {13, 16} <= set(plain) and {3, 17, 18}.isdisjoint(plain)
+
+
+def test_plain_blobs_of_version_1_are_read() -> None:
+    codec = Codec.from_pretrained(MODEL)
+    text = b"said again and again; " * 20
+    frame = zstandard.ZstdCompressor(level=19, write_checksum=False).compress(text)
+    for kind, payload, record in ((0, b"short", b"short"), (1, frame, text)):
+        checksum = zlib.crc32(payload).to_bytes(4, "little")
+        blob = b"\xc0\x1a" + bytes([0x10 | kind << 1]) + checksum + payload
+        assert codec.decode([blob]) == [record]
+        with pytest.raises(FormatError, match="damaged"):
+            codec.decode([blob[:-1] + bytes([blob[-1] ^ 1])])
 
 
 def test_blobs_of_version_1_are_refused() -> None:
