@@ -563,7 +563,7 @@ def _split_gist(block: Block) -> tuple[list[int], bytes]:
     return tokens, reader.rest()
 
 
-def _is_foreign(part: bytes, tokens: Sequence[int]) -> bool:
+def _is_foreign(part: bytes, tokens: np.ndarray) -> bool:
     """Whether a part is no text that the tokens were made for."""
     return len(part) >= _FOREIGN_BYTES and len(tokens) > _FOREIGN_TOKENS * len(part)
 

@@ -127,8 +127,8 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(config.width)
         nn.init.normal_(self.embed.weight, std=0.02)
         for layer in self.layers:
-            nn.init.zeros_(layer.out.weight)  # type: ignore[union-attr]
-            nn.init.zeros_(layer.down.weight)  # type: ignore[union-attr]
+            nn.init.zeros_(layer.out.weight)  # type: ignore[arg-type, union-attr]
+            nn.init.zeros_(layer.down.weight)  # type: ignore[arg-type, union-attr]
         speed = 10_000.0 ** (-torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH)
         angle = torch.arange(config.context)[:, None] * speed
         self.register_buffer("cosine", angle.cos(), persistent=False)

@@ -339,7 +339,7 @@ def latent_places(points: np.ndarray, frequency: np.ndarray, channels: int) -> n
     digits = np.zeros((len(points), 2 * channels), np.int64)
     cells = [np.arange(len(points))]
     for d in range(2 * channels):
-        finer = []
+        finer: list[np.ndarray] = []
         for cell in cells:
             if len(cell) == 0:
                 continue
