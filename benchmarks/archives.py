@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from colazip.archive import Archive
 from colazip.codec import Codec
 from colazip.evaluate.peers import Measurement
@@ -43,16 +41,17 @@ class SourceRow:
         return self.raw_bytes / self.file_bytes
 
 
-class PlainCounter:
-    """An `ArchiveCodec` that codes as `codec` does and counts the parts that it kept plain."""
+class Keeper:
+    """An `ArchiveCodec` that codes as `codec` does and keeps the blocks and their parts."""
 
     def __init__(self, codec: ArchiveCodec) -> None:
         self._codec = codec
         self.id, self.name, self.codebook = codec.id, codec.name, codec.codebook
-        self.split, self.vectors = codec.split, codec.vectors
+        self.split, self.vectors, self.search_codes = codec.split, codec.vectors, codec.search_codes
         self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
         self.plain_slots = codec.plain_slots
-        self.parts = self.plain_parts = 0
+        self.blocks: list[Block] = []
+        self.parts: list[Sequence[bytes]] = []
 
     def encode_blocks(
         self,
@@ -61,13 +60,9 @@ class PlainCounter:
         preset: str = SMALL,
     ) -> list[Block]:
         coded = self._codec.encode_blocks(blocks, layers, preset)
-        for block in coded:
-            self.parts += block.count
-            self.plain_parts += len(self.plain_slots(block))
+        self.blocks += coded
+        self.parts += blocks
         return coded
-
-    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        return self._codec.search_codes(block)
 
 
 def measure_layers(
@@ -105,11 +100,11 @@ def measure_layers(
 
 def measure_source(source: str, records: Sequence[bytes], codec: ArchiveCodec, path: Path) -> SourceRow:
     """Pack the records of one source with all layers."""
-    counter = PlainCounter(codec)
-    summary = Archive.pack(path, records, codec=counter)
-    return SourceRow(
-        source, len(records), summary.text_bytes, path.stat().st_size, counter.parts, counter.plain_parts
-    )
+    keeper = Keeper(codec)
+    summary = Archive.pack(path, records, codec=keeper)
+    parts = sum(block.count for block in keeper.blocks)
+    plain = sum(len(codec.plain_slots(block)) for block in keeper.blocks)
+    return SourceRow(source, len(records), summary.text_bytes, path.stat().st_size, parts, plain)
 
 
 def largest_growth(records: Sequence[bytes], codec: Codec) -> int:

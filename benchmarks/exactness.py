@@ -19,9 +19,10 @@ import click
 import msgpack
 import numpy as np
 
+from benchmarks.command import run_command
 from benchmarks.corpus import read_corpus
 from colazip.codec import Codec
-from colazip.errors import ColazipError, InputError
+from colazip.errors import InputError
 from colazip.layers import BLOCK_BYTES, Block
 
 DEFAULT_SAMPLE = 200
@@ -138,8 +139,4 @@ def load(path: Path) -> tuple[list[list[bytes]], list[Block]]:
 
 
 if __name__ == "__main__":
-    try:
-        exactness()
-    except ColazipError as e:
-        click.echo(f"error: {e}", err=True)
-        sys.exit(e.exit_code)
+    run_command(exactness, "benchmarks.exactness")

@@ -24,6 +24,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.archives import Keeper
 from benchmarks.command import note, run_command
 from benchmarks.corpus import read_corpus
 from benchmarks.plot import Line, line_chart, svg
@@ -32,10 +33,9 @@ from colazip.codec import Codec
 from colazip.entropy import cost_bits
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
-from colazip.layers import GIST, Block
+from colazip.layers import GIST
 from colazip.nn.exact import frequencies
 from colazip.nn.vae import cell_index, coarse_plane
-from colazip.presets import SMALL
 
 DROPPED = (0.15, 0.30, 0.50)
 _SEGMENTS_AT_ONCE = 64
@@ -61,30 +61,6 @@ class Readings:
     texts: list[str]
     right: int
     tokens: int
-
-
-class Keeper:
-    """An `ArchiveCodec` that codes as `codec` does and keeps the blocks and their parts."""
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self.id, self.name, self.codebook = codec.id, codec.name, codec.codebook
-        self.split, self.vectors, self.search_codes = codec.split, codec.vectors, codec.search_codes
-        self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
-        self.plain_slots = codec.plain_slots
-        self.blocks: list[Block] = []
-        self.parts: list[Sequence[bytes]] = []
-
-    def encode_blocks(
-        self,
-        blocks: Sequence[Sequence[bytes]],
-        layers: Sequence[str] | None = None,
-        preset: str = SMALL,
-    ) -> list[Block]:
-        coded = self._codec.encode_blocks(blocks, layers, preset)
-        self.blocks += coded
-        self.parts += blocks
-        return coded
 
 
 @dataclass(frozen=True)

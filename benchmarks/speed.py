@@ -12,15 +12,14 @@ from __future__ import annotations
 import cProfile
 import json
 import pstats
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from benchmarks.command import run_command
 from benchmarks.corpus import read_corpus
-from colazip.errors import ColazipError
 from colazip.evaluate.table import markdown
 
 DEFAULT_SAMPLE = 400
@@ -120,8 +119,4 @@ def own_time(profile: pstats.Stats, top: int) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    try:
-        speed()
-    except ColazipError as e:
-        click.echo(f"error: {e}", err=True)
-        sys.exit(e.exit_code)
+    run_command(speed, "benchmarks.speed")

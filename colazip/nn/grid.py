@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,29 @@ def _exp2_table(count: int, top: int, floor: int) -> np.ndarray:
 # Attention weights are integers of at most 8 bits: one under 1/510 of the largest is 0.
 ATTENTION_TABLE = _exp2_table(10 * TABLE_STEPS, 255, 0)
 FREQUENCY_TABLE = _exp2_table(PRECISION * TABLE_STEPS, 2**PRECISION, 1)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Distance penalties in log2 units a position, float32 [H]: powers of two (exact in float32), the last
+    head without one.
+
+    After ALiBi (arXiv 2108.12409). A table of sines would have to be computed the same everywhere; this need
+    not.
+    """
+    exponents = [1 + round(7 * i / max(1, heads - 1)) for i in range(heads - 1)]
+    return np.array([2.0**-e for e in exponents] + [0.0], np.float32)
+
+
+def ngram_rows(history: Any, rows: int) -> tuple[Any, Any]:
+    """Rows of the tables of bigrams and trigrams for the tokens before, latest first.
+
+    history: int64 [N, 3], a NumPy array or a tensor alike -> two of [N].
+    """
+    one, two, three = history[..., 0], history[..., 1], history[..., 2]
+    return (
+        (one * 40503 + two * 30011 + 7) % rows,
+        (one * 40503 + two * 30011 + three * 52711 + 11) % rows,
+    )
 
 
 def cell_index(plane: np.ndarray, channels: int) -> np.ndarray:

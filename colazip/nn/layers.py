@@ -10,22 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from colazip.nn.exact import ExactLinear, integer_softmax, quantize_rows
-from colazip.nn.grid import ATTENTION_KEYS, VALUE_STEPS
+from colazip.nn.grid import ATTENTION_KEYS, VALUE_STEPS, alibi_slopes
 from colazip.nn.shapes import hidden_width
 
 _TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
 _LN2 = math.log(2.0)
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """Distance penalties in log2 units a position, powers of two (exact in float32), the last head without
-    one.
-
-    After ALiBi (arXiv 2108.12409). A table of sines would have to be computed the same everywhere; this need
-    not.
-    """
-    exponents = [1 + round(7 * i / max(1, heads - 1)) for i in range(heads - 1)]
-    return torch.tensor([2.0**-e for e in exponents] + [0.0])
 
 
 class StepCache:
@@ -67,7 +56,7 @@ class ExactBlock(nn.Module):
         self.up = ExactLinear(width, hidden, norm=True)
         self.down = ExactLinear(hidden, width, zero=True)
         self.temperature = nn.Parameter(torch.full((heads,), 0.75))
-        self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+        self.register_buffer("slopes", torch.from_numpy(alibi_slopes(heads)), persistent=False)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, P, D] -> queries, keys, values as integers in float32 [B, H, P, W]."""

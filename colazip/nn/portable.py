@@ -21,7 +21,9 @@ from colazip.nn.grid import (
     PLANE,
     PRECISION,
     VALUE_STEPS,
+    alibi_slopes,
     cell_index,
+    ngram_rows,
 )
 
 _F = np.float32
@@ -176,12 +178,6 @@ class Block:
         weights, total = integer_softmax(scores)
         mixed = (weights @ v) / (total * _F(VALUE_STEPS))
         return self._finish(x, mixed.transpose(1, 0, 2).reshape(x.shape))
-
-
-def alibi_slopes(heads: int) -> np.ndarray:
-    """As `colazip.nn.layers.alibi_slopes`, float32 [H]."""
-    exponents = [1 + round(7 * i / max(1, heads - 1)) for i in range(heads - 1)]
-    return np.array([2.0**-e for e in exponents] + [0.0], _F)
 
 
 class Stack:
@@ -346,10 +342,7 @@ class PortableNetworks:
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
-        one, two, three = history[:, 0], history[:, 1], history[:, 2]
-        rows = self._config.ngram_rows
-        bigram = (one * 40503 + two * 30011 + 7) % rows
-        trigram = (one * 40503 + two * 30011 + three * 52711 + 11) % rows
+        bigram, trigram = ngram_rows(history, self._config.ngram_rows)
         known = (kind > 0)[:, None].astype(_F)
         recent = np.concatenate(
             [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from colazip.config import ModelConfig, StackConfig
 from colazip.memory import KINDS
 from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
-from colazip.nn.grid import LEVEL, PLANE
+from colazip.nn.grid import LEVEL, PLANE, ngram_rows
 from colazip.nn.layers import ExactStack, StepCache, straight_through
 
 
@@ -235,9 +235,7 @@ class ExactCoder(nn.Module):
     ) -> Tensor:
         """patch_slots [N, L], tokens before (latest first) int64 [N, 3], the block memory's guess int64 [N]
         and its kind int64 [N] -> token states [N, L]."""
-        one, two, three = history.unbind(-1)
-        bigram = (one * 40503 + two * 30011 + 7) % self.rows
-        trigram = (one * 40503 + two * 30011 + three * 52711 + 11) % self.rows
+        bigram, trigram = ngram_rows(history, self.rows)
         guessed = embed(guess) * (kind > 0)[..., None]
         recent = torch.cat(
             [
