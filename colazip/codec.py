@@ -12,13 +12,14 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
-from colazip.decode import decode_levels, decode_tokens, read_tokens
+from colazip.decode import decode_exact, decode_gist, read_tokens
 from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from colazip.nn.steps import Networks
 
 _MAGIC = b"\xc0\x1a"
-_BLOB_VERSION = 2
+_BLOB_VERSION = 3
 _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
@@ -47,13 +48,23 @@ _FOREIGN_TOKENS, _FOREIGN_BYTES = 0.8, 64
 _PROBE, _PROBE_GAIN = 3, 1.5  # zstd's highest level saves less than a third of what this one leaves
 
 
+@dataclass(frozen=True)
+class Gist:
+    """What a gist says of a part. tokens: int64 [T], rarer ones by what stands for them; detail: of the
+    gist."""
+
+    tokens: np.ndarray
+    detail: int
+
+
 class Codec:
     """Codes text with one model. Use `Codec.from_pretrained()`.
 
     batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
     the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
-    the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. A Codec may
-    be used by one thread at a time.
+    the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. detail: of
+    the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. A Codec may be used
+    by one thread at a time.
     """
 
     def __init__(
@@ -63,7 +74,11 @@ class Codec:
         batch_size: int = 64,
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
+        detail: int = 0,
     ) -> None:
+        if not 0 <= detail < model.config.details:
+            raise UsageError(f"detail {detail}: this model writes gists of 0 to {model.config.details - 1}")
+        self._detail = detail
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")
         if implementation == "numpy" and device not in (None, "cpu"):
@@ -85,9 +100,12 @@ class Codec:
         batch_size: int = 64,
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
+        detail: int = 0,
     ) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
-        return cls(load(path), batch_size=batch_size, device=device, implementation=implementation)
+        return cls(
+            load(path), batch_size=batch_size, device=device, implementation=implementation, detail=detail
+        )
 
     @cached_property
     def _encoder(self) -> LaneEncoder:
@@ -279,9 +297,7 @@ class Codec:
             expected = [r.take(4) for r in checksums]
             with self._networks(some.lanes) as net:
                 streams = [r.rest() for r in checksums]
-                tokens = decode_tokens(
-                    net, self.model.config, some.lanes, some.levels, streams, self.batch_size
-                )
+                tokens = decode_exact(net, some.lanes, some.gist, streams, some.detail, self.batch_size)
             for b, parts in enumerate(self._texts(some, tokens)):
                 if _checksum(b"".join(parts)) != expected[b]:
                     raise FormatError("exact layer: the text does not match its checksum")
@@ -293,7 +309,7 @@ class Codec:
         result: list[list[str]] = []
         for some in self._open_blocks(blocks, (GIST,)):
             with self._networks(some.lanes) as net:
-                tokens = read_tokens(net, some.lanes, some.levels, self.batch_size)
+                tokens = read_tokens(net, some.lanes, some.gist, some.detail, self.batch_size)
             result.extend(
                 [p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens)
             )
@@ -317,7 +333,7 @@ class Codec:
         tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
-        table = _token_table([[t] for t in tokens], lanes)
+        table = _token_table([[t] for t in tokens], lanes, self._patch)
         if self._few(lanes):
             rows = [self.model.vectors.sums(table[i, :n]) for i, n in enumerate(lanes.count)]
         else:
@@ -331,40 +347,42 @@ class Codec:
             return np.zeros(0, np.int64)
         if GIST not in block.layers:
             return np.arange(block.count)
-        return np.flatnonzero(np.array(_split_gist(block)[0]) < 0)
+        return np.flatnonzero(np.array(_split_gist(block, self.model.config.details)[0]) < 0)
 
     # -- latents, for the prior
 
-    def latents(self, block: Block) -> dict[int, list[tuple[np.ndarray, int]]]:
-        """Latent levels of each coded part: slot -> [(levels float32 [P, C], tokens)] for each of its
-        segments."""
+    def gists(self, block: Block) -> dict[int, Gist]:
+        """The gist of each coded part of a block, by slot."""
         (some,) = self._open_blocks([block], (GIST,))
-        found: dict[int, list[tuple[int, np.ndarray, int]]] = {}
-        for i, (levels, count) in enumerate(some.latents()):
-            found.setdefault(int(some.lanes.part[i]), []).append((int(some.lanes.start[i]), levels, count))
-        return {slot: [(lv, n) for _, lv, n in sorted(v, key=lambda s: s[0])] for slot, v in found.items()}
+        lanes = some.lanes
+        found: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for i in range(len(lanes)):
+            piece = int(lanes.start[i]), some.gist[i, : lanes.count[i]]
+            found.setdefault(int(lanes.part[i]), []).append(piece)
+        return {
+            slot: Gist(np.concatenate([t for _, t in sorted(v, key=lambda s: s[0])]), some.detail)
+            for slot, v in found.items()
+        }
 
-    def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
-        """Gist reading of one segment: levels [P, K * C] -> tokens int64 [count]."""
-        return self.read_segments([(levels, count)])[0]
+    def read_tokens(self, gists: Sequence[Gist]) -> list[np.ndarray]:
+        """Readings of gists: the likeliest tokens behind them, int64 [T] each."""
+        result = [np.zeros(0, np.int64)] * len(gists)
+        for detail in {g.detail for g in gists}:
+            which = [i for i, g in enumerate(gists) if g.detail == detail]
+            lanes = lay_out([[len(gists[i].tokens)] for i in which], self._segment, self._patch)
+            table = _token_table([[gists[i].tokens] for i in which], lanes, self._patch)
+            with self._networks(lanes) as net:
+                read = read_tokens(net, lanes, table, detail, self.batch_size)
+            pieces: dict[int, list[tuple[int, np.ndarray]]] = {}
+            for lane, tokens in enumerate(read):
+                pieces.setdefault(int(lanes.block[lane]), []).append((int(lanes.start[lane]), tokens))
+            for b, mine in pieces.items():
+                result[which[b]] = np.concatenate([t for _, t in sorted(mine, key=lambda s: s[0])])
+        return result
 
-    def read_segments(self, segments: Sequence[tuple[np.ndarray, int]]) -> list[np.ndarray]:
-        """Gist readings of segments, each levels [P, K * C] and its tokens: int64 [count] each."""
-        lanes = lay_out([[count] for _, count in segments], self._segment, self._patch)
-        if len(lanes) > sum(count > 0 for _, count in segments):
-            raise UsageError(f"a segment has at most {self._segment} tokens")
-        width = self._patch * self.model.config.channels
-        table = np.zeros((len(lanes), int(lanes.patches.max(initial=0)), width), np.float32)
-        for row, (at, count) in enumerate(zip(lanes.block.tolist(), lanes.count.tolist(), strict=True)):
-            kept = count * self.model.config.channels  # tokens that pad the last patch have no latent
-            table[row].reshape(-1)[:kept] = np.asarray(segments[at][0], np.float32).reshape(-1)[:kept]
-        tokens = [np.zeros(0, np.int64)] * len(segments)
-        with self._networks(lanes) as net:
-            for at, read in zip(
-                lanes.block.tolist(), read_tokens(net, lanes, table, self.batch_size), strict=True
-            ):
-                tokens[at] = read
-        return tokens
+    def latents(self, tokens: np.ndarray) -> np.ndarray:
+        """Latents of tokens [T], float32 [T, C]: their entries in the model's table."""
+        return self.model.places[tokens]
 
     # -- encoding
 
@@ -387,7 +405,7 @@ class Codec:
             self._segment,
             self._patch,
         )
-        table = _token_table(tokens, lanes)
+        table = _token_table(tokens, lanes, self._patch)
         if GIST in layers:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
         # Vectors alone, or beside plain text: of the networks the encoder is enough.
@@ -411,7 +429,7 @@ class Codec:
         table: np.ndarray,
     ) -> list[Block]:
         """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T]."""
-        coded = self._encoder.code(lanes, table, exact=EXACT in layers)
+        coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers)
         sums = [row.vector for row in coded]
         plain = [
             foreign[b] | self._choose_plain(b, parts, level, lanes, coded) for b, parts in enumerate(blocks)
@@ -419,24 +437,24 @@ class Codec:
         alive = [i for i in range(len(lanes)) if lanes.part[i] not in plain[lanes.block[i]]]
         kept = lanes.subset(alive)
         rows = [coded[i] for i in alive]
-        if EXACT in layers:
-            # Parts that went to PLAIN are not in the memory that the decoder will have: their blocks again.
-            again = [i for i in range(len(kept)) if plain[kept.block[i]] > foreign[kept.block[i]]]
-            if again:
-                renewed = self._encoder.code(kept.subset(again), table[alive][again], exact=True)
-                for i, row in zip(again, renewed, strict=True):
-                    rows[i] = row
+        # Parts that went to PLAIN are not in the memory that the decoder will have: their blocks again.
+        again = [i for i in range(len(kept)) if plain[kept.block[i]] > foreign[kept.block[i]]]
+        if again:
+            exact = EXACT in layers
+            renewed = self._encoder.code(kept.subset(again), table[alive][again], self._detail, exact=exact)
+            for i, row in zip(again, renewed, strict=True):
+                rows[i] = row
         gist = self._streams(len(blocks), kept, [r.gist_symbols() for r in rows])
-        exact = self._streams(len(blocks), kept, [r.exact_symbols() for r in rows]) if EXACT in layers else []
+        rest = self._streams(len(blocks), kept, [r.exact_symbols() for r in rows]) if EXACT in layers else []
         result = []
         for b, parts in enumerate(blocks):
             made: dict[str, bytes] = {}
             if SEARCH in layers:
                 made[SEARCH] = self._search_layer(b, len(parts), lanes, sums)
             counts_head = varints(0 if p in plain[b] else len(t) + 1 for p, t in enumerate(tokens[b]))
-            made[GIST] = counts_head + gist[b]
+            made[GIST] = varint(self._detail) + counts_head + gist[b]
             if EXACT in layers:
-                made[EXACT] = _checksum(b"".join(parts)) + exact[b]
+                made[EXACT] = _checksum(b"".join(parts)) + rest[b]
             if plain[b]:
                 made[PLAIN] = self._plain.encode_parts([parts[p] for p in sorted(plain[b])], level)
             result.append(Block(len(parts), made))
@@ -497,13 +515,17 @@ class Codec:
         for name in layers:
             if any(name not in b.layers for b in blocks):
                 raise MissingLayerError(f"the {name} layer was not packed, or was stripped")
-        for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
-            some = _Opened(blocks[lo : lo + _BLOCKS_AT_ONCE], self)
+        details = [_gist_head(b, self.model.config.details)[0] for b in blocks]
+        lo = 0
+        while lo < len(blocks):
+            hi = lo + 1
+            while hi < min(len(blocks), lo + _BLOCKS_AT_ONCE) and details[hi] == details[lo]:
+                hi += 1
+            some = _Opened(blocks[lo:hi], details[lo], self)
             with self._networks(some.lanes) as net:
-                some.levels = decode_levels(
-                    net, self.model.config, some.lanes, some.gist_streams, self.batch_size
-                )
+                some.gist = decode_gist(net, self.model.config, some.lanes, some.gist_streams, some.detail)
             yield some
+            lo = hi
 
     def _texts(self, some: _Opened, tokens: Sequence[np.ndarray]) -> list[list[bytes]]:
         """Parts of each block from the tokens of its lanes and its plain frames."""
@@ -527,14 +549,14 @@ class Codec:
 class _Opened:
     """Blocks taken apart: lanes, streams and plain frames; every length checked before it is used."""
 
-    def __init__(self, blocks: Sequence[Block], codec: Codec) -> None:
-        self.blocks = list(blocks)
+    def __init__(self, blocks: Sequence[Block], detail: int, codec: Codec) -> None:
+        self.blocks, self.detail = list(blocks), detail
         self.plain: list[dict[int, bytes]] = []
         self.gist_streams: list[bytes] = []
-        self.levels = np.zeros((0, 0, 0), np.float32)
+        self.gist = np.zeros((0, 0), np.int64)  # tokens of every lane [L, P * K]
         counts = []
         for block in self.blocks:
-            tokens, stream = _split_gist(block)
+            tokens, stream = _split_gist(block, codec.model.config.details)
             self.gist_streams.append(stream)
             counts.append(tokens)
             slots = [p for p, t in enumerate(tokens) if t < 0]
@@ -544,19 +566,18 @@ class _Opened:
             self.plain.append(dict(zip(slots, kept, strict=True)))
         self.lanes = lay_out(counts, codec._segment, codec._patch)
 
-    def latents(self) -> list[tuple[np.ndarray, int]]:
-        """(levels float32 [P, C], tokens) of every lane."""
-        return [
-            (self.levels[i, : self.lanes.patches[i]], int(self.lanes.count[i]))
-            for i in range(len(self.lanes))
-        ]
+
+def _gist_head(block: Block, details: int) -> tuple[int, Reader]:
+    """Detail of a block's gist, and what follows."""
+    reader = Reader(block.layers[GIST], "gist layer")
+    return reader.varint(details - 1), reader
 
 
-def _split_gist(block: Block) -> tuple[list[int], bytes]:
+def _split_gist(block: Block, details: int) -> tuple[list[int], bytes]:
     """Token count of each part (-1: kept in PLAIN) and the stream of a gist layer."""
     if not 0 <= block.count <= BLOCK_PARTS:
         raise FormatError(f"a block of {block.count} parts, at most {BLOCK_PARTS} can be")
-    reader = Reader(block.layers[GIST], "gist layer")
+    _, reader = _gist_head(block, details)
     tokens = [reader.varint(BLOCK_BYTES + 1) - 1 for _ in range(block.count)]
     if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
         raise FormatError("gist layer: more tokens than a block can hold")
@@ -574,9 +595,9 @@ def _as_bytes(record: str | bytes) -> bytes:
     return bytes(record)
 
 
-def _token_table(tokens: Sequence[Sequence[np.ndarray]], lanes: Lanes) -> np.ndarray:
-    """Tokens of every lane, int64 [L, T], zero behind its end."""
-    table = np.zeros((len(lanes), int(lanes.count.max(initial=0))), np.int64)
+def _token_table(tokens: Sequence[Sequence[np.ndarray]], lanes: Lanes, patch: int) -> np.ndarray:
+    """Tokens of every lane, int64 [L, P * K], zero behind its end."""
+    table = np.zeros((len(lanes), int(lanes.patches.max(initial=0)) * patch), np.int64)
     for i in range(len(lanes)):
         start, count = lanes.start[i], lanes.count[i]
         table[i, :count] = tokens[lanes.block[i]][lanes.part[i]][start : start + count]

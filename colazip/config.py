@@ -26,15 +26,13 @@ class ModelConfig:
     name: str
     classes: int = 128  # the vocabulary is classes * slots tokens: a token is its class, then its slot
     slots: int = 64
-    patch: int = 4  # tokens a latent
+    details: int = 3  # gists of so many details can be written, the most detailed first
+    patch: int = 4  # tokens a patch
     segment: int = 256  # patches that see each other; a longer part is several segments
     embedding: int = 96
-    channels: int = 2  # latent channels a token
-    encoder: StackConfig = field(default_factory=lambda: StackConfig(256, 2, 4))
-    context: StackConfig = field(default_factory=lambda: StackConfig(192, 2, 4))
-    refiner: StackConfig = field(default_factory=lambda: StackConfig(192, 1, 4))
+    channels: int = 8  # of a token's latent
     decoder: StackConfig = field(default_factory=lambda: StackConfig(256, 2, 4))
-    exact: StackConfig = field(default_factory=lambda: StackConfig(320, 5, 5))
+    coder: StackConfig = field(default_factory=lambda: StackConfig(320, 5, 5))
     local_width: int = 192
     local_hidden: int = 576
     ngram_rows: int = 16384

@@ -1,9 +1,9 @@
-"""Streams of blocks -> latents -> tokens, over whatever implementation of the networks is at hand."""
+"""Streams of blocks -> gists -> exact tokens, over whatever implementation of the networks is at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,71 +11,27 @@ from colazip.config import ModelConfig
 from colazip.entropy import StreamDecoder
 from colazip.lanes import Lanes
 from colazip.memory import ORDERS, BlockMemory
-from colazip.nn.grid import cell_plane
 
 if TYPE_CHECKING:
     from colazip.nn.steps import Networks
 
 
-def decode_levels(
-    net: Networks, config: ModelConfig, lanes: Lanes, streams: Sequence[bytes], batch: int
+def decode_gist(
+    net: Networks, config: ModelConfig, lanes: Lanes, streams: Sequence[bytes], detail: int
 ) -> np.ndarray:
-    """Latent levels of all lanes, float32 [L, P, K * C], zero behind a lane's end.
-
-    streams: the gist stream of each block. batch: lanes that pass the refiner together.
-    """
-    patch, channels = config.patch, config.channels
-    decoder = StreamDecoder(streams)
-    longest = int(lanes.patches.max(initial=0))
-    coarse = np.zeros((len(lanes), longest, patch * channels), np.float32)
-    net.start_coarse(len(lanes))
-    for i in range(longest):
-        n = lanes.active_patches(i)
-        net.coarse_context(i, coarse[:n, max(0, i - 1)])
-        for k in range(patch):
-            m = lanes.active(i * patch + k)
-            if not m:
-                break
-            order = lanes.by_block(m)
-            table = net.coarse_table(k, coarse[:m, i, : k * channels])
-            found = decoder.decode(lanes.block[order], table[order])
-            coarse[order, i, k * channels : (k + 1) * channels] = cell_plane(found, channels)
-    levels = np.zeros_like(coarse)
-    for lo, hi, width in _batches(lanes, batch):
-        counts = lanes.count[lo:hi]
-        table = net.fine_table(coarse[lo:hi, :width], counts)
-        starts = np.cumsum(counts) - counts
-        order = np.argsort(lanes.block[lo:hi], kind="stable")
-        rows = np.concatenate([np.arange(starts[j], starts[j] + counts[j]) for j in order])
-        streams_of = np.repeat(lanes.block[lo:hi][order], counts[order])
-        found = np.empty(len(rows), np.int64)
-        found[rows] = decoder.decode(streams_of, table[rows])
-        real = np.arange(width * patch)[None] < counts[:, None]
-        fine = np.zeros((hi - lo, width * patch, channels), np.float32)
-        fine[real] = cell_plane(found, channels)
-        levels[lo:hi, :width] = coarse[lo:hi, :width] * 3.0 + fine.reshape(hi - lo, width, -1)
-    decoder.finish()
-    return levels
-
-
-def decode_tokens(
-    net: Networks, config: ModelConfig, lanes: Lanes, levels: np.ndarray, streams: Sequence[bytes], batch: int
-) -> list[np.ndarray]:
-    """Exact tokens of every lane, int64 [T] each. streams: the exact stream of each block."""
+    """Gist tokens of all lanes, int64 [L, P * K], zero behind a lane's end. streams: the gist stream of each
+    block."""
     patch = config.patch
     decoder = StreamDecoder(streams)
     longest = int(lanes.patches.max(initial=0))
-    parts = [
-        net.features(levels[lo:hi, :width], lanes.count[lo:hi]) for lo, hi, width in _batches(lanes, batch)
-    ]
     # Padding in front: the tokens before the first.
     tokens = np.zeros((len(lanes), ORDERS + longest * patch), np.int64)
     memory = BlockMemory(len(streams))
-    net.start_exact(len(lanes))
+    net.start(len(lanes), detail)
     for i in range(longest):
         n = lanes.active_patches(i)
         here = ORDERS + i * patch
-        net.exact_context(i, _column(parts, n, i), tokens[:n, max(0, here - patch) : max(patch, here)])
+        net.context(i, tokens[:n, max(0, here - patch) : max(patch, here)])
         for k in range(patch):
             at = i * patch + k
             m = lanes.active(at)
@@ -87,47 +43,54 @@ def decode_tokens(
             blocks = lanes.block[order]
             table = net.class_table(k, order, history[order], guess[order], kind[order])
             classes = decoder.decode(blocks, table)
-            slots = decoder.decode(blocks, net.slot_table(classes))
+            slots = np.zeros(m, np.int64)
+            said = np.flatnonzero(net.has_slots(classes, detail))
+            if len(said):
+                slots[said] = decoder.decode(blocks[said], net.slot_table(classes)[said])
             tokens[order, ORDERS + at] = net.tokens(classes, slots)
             memory.learn(tokens[:m, ORDERS + at])
     decoder.finish()
-    return [tokens[i, ORDERS : ORDERS + lanes.count[i]] for i in range(len(lanes))]
+    return tokens[:, ORDERS:]
 
 
-def read_tokens(net: Networks, lanes: Lanes, levels: np.ndarray, batch: int) -> list[np.ndarray]:
-    """Tokens of the gist reading of every lane, int64 [T] each."""
-    result = []
-    for lo, hi, width in _batches(lanes, batch):
-        counts, patches = lanes.count[lo:hi], lanes.patches[lo:hi]
-        features = net.features(levels[lo:hi, :width], counts)
-        rows = np.repeat(np.arange(hi - lo), patches)
-        columns = np.concatenate([np.arange(p) for p in patches])
-        tokens = net.read(features[rows, columns])
-        ends = np.cumsum(patches)
-        for lane in range(hi - lo):
-            mine = tokens[ends[lane] - patches[lane] : ends[lane]].reshape(-1)
-            result.append(mine[: counts[lane]])
-    return result
+def decode_exact(
+    net: Networks, lanes: Lanes, gist: np.ndarray, streams: Sequence[bytes], detail: int, batch: int
+) -> list[np.ndarray]:
+    """Exact tokens of every lane, int64 [T] each. gist: what `decode_gist` gave. streams: the exact stream of
+    each block. batch: lanes that pass the decoder together."""
+    decoder = StreamDecoder(streams)
+    tokens = gist.copy()
+    for lo, hi, where in _open(net, lanes, gist, detail, batch):
+        here = gist[lo:hi, : where.shape[1]]
+        table = net.rare_table(here, lanes.count[lo:hi], where, detail)
+        rows, columns = np.nonzero(where)
+        order = np.argsort(lanes.block[lo:hi][rows], kind="stable")
+        slots = np.empty(len(rows), np.int64)
+        slots[order] = decoder.decode(lanes.block[lo:hi][rows[order]], table[order])
+        tokens[lo + rows, columns] = net.rarer(here[rows, columns], slots)
+    decoder.finish()
+    return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
 
 
-def _batches(lanes: Lanes, batch: int) -> Iterator[tuple[int, int, int]]:
-    """(first lane, end, patches of the longest) of batches of lanes."""
+def read_tokens(net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int) -> list[np.ndarray]:
+    """The likeliest tokens behind the gist of every lane, int64 [T] each."""
+    tokens = gist.copy()
+    for lo, hi, where in _open(net, lanes, gist, detail, batch):
+        here = gist[lo:hi, : where.shape[1]]
+        rows, columns = np.nonzero(where)
+        slots = net.rare_best(here, lanes.count[lo:hi], where, detail)
+        tokens[lo + rows, columns] = net.rarer(here[rows, columns], slots)
+    return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
+
+
+def _open(
+    net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(first lane, end, which of their tokens are open, bool [B, P * K]) of batches that have any."""
+    patch = gist.shape[1] // max(1, int(lanes.patches.max(initial=0)))
+    real = np.arange(gist.shape[1])[None] < lanes.count[:, None]
+    where = net.is_open(gist, detail) & real
     for lo in range(0, len(lanes), batch):
-        yield lo, min(lo + batch, len(lanes)), int(lanes.patches[lo])
-
-
-def _column(parts: Sequence[Any], n: int, position: int) -> Any:
-    """Features [n, W] of the first n lanes at a patch, from batches of lanes [B, P, W]."""
-    columns, left = [], n
-    for features in parts:
-        if left <= 0:
-            break
-        columns.append(features[: min(left, len(features)), position])
-        left -= len(features)
-    if len(columns) == 1:
-        return columns[0]
-    if isinstance(columns[0], np.ndarray):
-        return np.concatenate(columns)
-    import torch
-
-    return torch.cat(columns)
+        hi, width = min(lo + batch, len(lanes)), int(lanes.patches[lo]) * patch
+        if where[lo:hi].any():
+            yield lo, hi, where[lo:hi, :width]

@@ -14,34 +14,31 @@ from colazip.lanes import Lanes
 from colazip.memory import recall
 from colazip.nn.exact import frequencies
 from colazip.nn.search_head import SearchHead
-from colazip.nn.vae import TextVAE, cell_index, coarse_plane, real_tokens, token_history
+from colazip.nn.vae import TextVAE, real_tokens, token_history
 
 
 @dataclass
 class Coded:
     """Symbols of one lane in (start, freq) pairs, and what the layers of its part need."""
 
-    coarse: np.ndarray  # [2, T]: a cell a token
-    fine: np.ndarray  # [2, T]
-    tokens: np.ndarray | None  # [2, T, 2]: class and slot of each token
+    gist: np.ndarray  # [2, N]
+    moments: np.ndarray  # int64 [N]: class of token t at 2 t, its slot at 2 t + 1
+    exact: np.ndarray  # [2, M]: slots of the open tokens
     vector: np.ndarray  # float64 [D], a sum on the search head's grid
 
     def gist_bits(self) -> float:
-        return float(cost_bits(self.coarse[1]).sum() + cost_bits(self.fine[1]).sum())
+        return float(cost_bits(self.gist[1]).sum())
 
     def exact_bits(self) -> float:
-        return 0.0 if self.tokens is None else float(cost_bits(self.tokens[1]).sum())
+        return float(cost_bits(self.exact[1]).sum())
 
     def gist_symbols(self) -> tuple[np.ndarray, np.ndarray]:
-        """(pairs [2, N], moments int64 [N]): coarse cell of token t at moment t, then all fine ones."""
-        tokens = self.coarse.shape[1]
-        last = np.full(tokens, np.iinfo(np.int64).max)
-        return np.concatenate([self.coarse, self.fine], axis=1), np.concatenate([np.arange(tokens), last])
+        """(pairs [2, N], moments int64 [N])."""
+        return self.gist, self.moments
 
     def exact_symbols(self) -> tuple[np.ndarray, np.ndarray]:
-        """(pairs [2, N], moments int64 [N]): class at moment 2 t, slot at 2 t + 1 of token t."""
-        assert self.tokens is not None
-        return self.tokens.reshape(2, -1), np.arange(self.tokens.shape[1] * 2)
+        """(pairs [2, M], moments int64 [M]): lane after lane."""
+        return self.exact, np.zeros(self.exact.shape[1], np.int64)
 
 
 class LaneEncoder:
@@ -49,18 +46,20 @@ class LaneEncoder:
 
     def __init__(self, vae: TextVAE, search: SearchHead, batch: int) -> None:
         self._vae, self._search, self._batch = vae, search, batch
-        self._patch, self._channels = vae.config.patch, vae.config.channels
+        self._patch = vae.config.patch
         self._device = vae.readout.token_of.device
 
-    def code(self, lanes: Lanes, table: np.ndarray, *, exact: bool) -> list[Coded]:
-        """Every lane of the tokens int64 [L, T]. With `exact`, the lanes of a block must all be there."""
-        guesses = np.stack(recall(table, lanes.block, lanes.count)) if exact else None
+    def code(self, lanes: Lanes, table: np.ndarray, detail: int, *, exact: bool) -> list[Coded]:
+        """Every lane of the tokens int64 [L, T]; the lanes of a block must all be there, as they share its
+        memory. exact: whether the exact layer is wanted."""
+        named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
+        guesses = np.stack(recall(named, lanes.block, lanes.count))
         result = []
         with torch.inference_mode():
             for lo, hi, width in self._batches(lanes):
                 x, counts = self._tokens(table, lanes, lo, hi, width)
-                part = None if guesses is None else self._tensor(guesses[:, lo:hi], width)
-                result += self._run(x, counts, part)
+                part = self._tensor(guesses[:, lo:hi], width)
+                result += self._run(x, counts, part, detail, exact)
         return result
 
     def pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
@@ -68,7 +67,8 @@ class LaneEncoder:
         result: list[np.ndarray] = []
         with torch.inference_mode():
             for lo, hi, width in self._batches(lanes):
-                result += list(self._encode(*self._tokens(table, lanes, lo, hi, width))[1])
+                x, counts = self._tokens(table, lanes, lo, hi, width)
+                result += list(self._pool(x, counts, self._features(x, counts)))
         return result
 
     def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
@@ -88,48 +88,68 @@ class LaneEncoder:
         padded[..., :kept] = values[..., :kept]
         return torch.from_numpy(padded).to(self._device)
 
-    def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
-        """(levels float32 [B, P, K * C], search sums float64 [B, D]) of one batch of lanes."""
-        levels, hidden = self._vae.encode(x, real_tokens(counts, x))
-        return levels, self._search(hidden, x, counts).double().cpu().numpy()
+    def _features(self, x: Tensor, counts: Tensor) -> Tensor:
+        """What search sees of tokens [B, P, K]: the features of the gist of most detail."""
+        return self._vae.features(self._vae.readout.named(x, 0), real_tokens(counts, x), 0)
 
-    def _run(self, x: Tensor, counts: Tensor, guesses: Tensor | None) -> list[Coded]:
-        """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], for the exact layer
-        the block memory's guesses and their kinds int64 [2, B, P * K]."""
-        vae, channels = self._vae, self._channels
+    def _pool(self, x: Tensor, counts: Tensor, features: Tensor) -> np.ndarray:
+        return self._search(features, x, counts).double().cpu().numpy()
+
+    def _run(self, x: Tensor, counts: Tensor, guesses: Tensor, detail: int, exact: bool) -> list[Coded]:
+        """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], the block memory's
+        guesses and their kinds int64 [2, B, P * K]."""
+        vae, readout = self._vae, self._vae.readout
         real = real_tokens(counts, x)
-        valid = real[..., 0]
-        levels, sums = self._encode(x, counts)
-        coarse = coarse_plane(levels)
-        fine = levels - 3.0 * coarse
-        split_at = np.cumsum(counts.tolist())[:-1]
-        coarse_pairs = _pairs(vae.context(coarse, valid)[real], cell_index(coarse, channels)[real])
-        fine_pairs = _pairs(vae.refiner.fine(coarse, valid)[real], cell_index(fine, channels)[real])
-        coarse_rows = np.split(coarse_pairs, split_at, axis=1)
-        fine_rows = np.split(fine_pairs, split_at, axis=1)
-        token_rows: list[np.ndarray] | None = None
-        if guesses is not None:
-            features = vae.decoder(levels, valid)
-            states = vae.exact.patches(features, vae.embed_patches(x), valid)
-            slots = vae.exact.slots(states).unflatten(-1, (self._patch, -1))[real]
-            flat, is_token = x.flatten(1), real.flatten(1)
-            history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
-            states = vae.exact.tokens(slots, history, guess, kind, vae.embed)
-            guessed = vae.exact.weigh(states, guess, kind)
-            targets = flat[is_token]
-            classes = vae.readout.class_of[targets]
-            pairs = np.stack(
-                [
-                    _pairs(vae.readout.class_logits(states, guessed), classes),
-                    _pairs(vae.readout.slot_logits(states, classes, guessed), vae.readout.slot_of[targets]),
-                ],
-                -1,
-            )
-            token_rows = np.split(pairs, split_at, axis=1)
+        valid, is_token = real[..., 0], real.flatten(1)
+        gist = readout.named(x, detail)
+        slots = vae.coder.patches(vae.embed_patches(gist), valid, detail)[real]
+        flat = gist.flatten(1)
+        history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
+        states = vae.coder.tokens(slots, history, guess, kind, vae.embed)
+        weighed = vae.coder.weigh(states, guess, kind)
+        named = flat[is_token]
+        classes = readout.class_of[named]
+        class_pairs = _pairs(readout.class_logits(states, weighed), classes)
+        said = readout.has_slots(classes, detail)
+        slot_logits = readout.gist_logits(states, classes, detail, weighed)[said]
+        slot_pairs = _pairs(slot_logits, readout.slot_of[named[said]])
+        embedded = vae.embed_gist(gist, real)
+        features = vae.decoder(embedded, valid, detail)
+        sums = self._pool(x, counts, features if detail == 0 else self._features(x, counts))
+        exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
+        if exact:
+            where = readout.is_open(gist, detail) & real
+            rare = vae.decoder.read(features, embedded, where)
+            wanted = x[where]
+            logits = readout.rare_logits(rare, readout.class_of[wanted], detail)
+            exact_pairs = _pairs(logits, readout.slot_of[wanted])
+            open_of_lane = where.flatten(1).sum(1).cpu().numpy()
         return [
-            Coded(coarse_rows[i], fine_rows[i], token_rows[i] if token_rows else None, sums[i])
-            for i in range(len(x))
+            Coded(*row, pairs, vector)
+            for row, pairs, vector in zip(
+                _in_lanes(class_pairs, slot_pairs, said.cpu().numpy(), counts.cpu().numpy()),
+                np.split(exact_pairs, np.cumsum(open_of_lane)[:-1], axis=1),
+                sums,
+                strict=True,
+            )
         ]
+
+
+def _in_lanes(
+    classes: np.ndarray, slots: np.ndarray, said: np.ndarray, counts: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of each lane in order and their moments: of the class of every token [2, N], and of the slots of
+    those that have one, where bool [N]."""
+    slot_ends = np.cumsum(said)
+    lo = 0
+    for count in counts.tolist():
+        hi = lo + count
+        has = said[lo:hi]
+        mine = slots[:, slot_ends[hi - 1] - has.sum() : slot_ends[hi - 1]]
+        moments = np.concatenate([2 * np.arange(count), 2 * np.flatnonzero(has) + 1])
+        order = np.argsort(moments, kind="stable")
+        yield np.concatenate([classes[:, lo:hi], mine], axis=1)[:, order], moments[order]
+        lo = hi
 
 
 def _pairs(logits: Tensor, symbols: Tensor) -> np.ndarray:

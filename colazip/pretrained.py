@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
 
-STREAM_VERSION = 2  # raised whenever the same weights would give other bytes
+STREAM_VERSION = 3  # raised whenever the same weights would give other bytes
 DEFAULT = Path(__file__).parent / "models" / "default"
 _MAX_FILE = 1 << 30
 _DICTIONARY = "dictionary.bin"
@@ -53,6 +53,11 @@ class Model:
     def codebook(self) -> np.ndarray:
         """Centroids of the search codes, float32 [M, 256, D / M]."""
         return self.tensors["search.codebook"]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Latents of all tokens, float32 [V, C]."""
+        return self.tensors["vae.places.q"].astype(np.float32) * self.tensors["vae.places.scale"]
 
     @cached_property
     def portable(self) -> PortableNetworks:
@@ -335,6 +340,9 @@ def _check_classes(config: ModelConfig, tensors: dict[str, np.ndarray]) -> None:
     everything = np.arange(config.vocabulary)
     if not inside.all() or not np.array_equal(token_of[class_of, slot_of], everything):
         raise ModelError("weights.safetensors: the token classes are not a partition of the vocabulary")
+    limits = tensors["vae.readout.limits"]
+    if (limits < 0).any() or (limits > config.slots).any():
+        raise ModelError("weights.safetensors: a gist names more tokens of a class than there are")
 
 
 def describe(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Numbers that both implementations of the exact layers share, and the planes of the latents. No torch."""
+"""Numbers that both implementations of the exact layers share. No torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ VALUE_STEPS = 32.0  # attention values live on a grid of 1/32 within +-127/32
 TABLE_STEPS = 32  # tables of exp2 go in steps of 1/32
 PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entropy coder wants
 
-LEVEL = 4  # latent levels reach from -LEVEL to LEVEL
-PLANE = 3  # values of one channel in one plane
+CLOSED = -1e4  # logit, in log2 units, of a slot that can't come; its frequency is the least there is
 
 
 def _exp2_table(count: int, top: int, floor: int) -> np.ndarray:
@@ -57,18 +56,3 @@ def ngram_rows(history: Any, rows: int) -> tuple[Any, Any]:
         (one * 40503 + two * 30011 + 7) % rows,
         (one * 40503 + two * 30011 + three * 52711 + 11) % rows,
     )
-
-
-def cell_index(plane: np.ndarray, channels: int) -> np.ndarray:
-    """Plane values -1..1 [..., G * C] -> symbol of each token int64 [..., G], the first channel first."""
-    digits = (plane + 1).astype(np.int64).reshape(*plane.shape[:-1], -1, channels)
-    index = digits[..., 0]
-    for c in range(1, channels):
-        index = index * PLANE + digits[..., c]
-    return index
-
-
-def cell_plane(index: np.ndarray, channels: int) -> np.ndarray:
-    """Symbols int64 [...] -> plane values -1..1, float32 [..., C]."""
-    place = PLANE ** np.arange(channels - 1, -1, -1)
-    return (index[..., None] // place % PLANE - 1).astype(np.float32)

@@ -15,14 +15,12 @@ import numpy as np
 from colazip.config import ModelConfig, StackConfig
 from colazip.nn.grid import (
     ATTENTION_TABLE,
+    CLOSED,
     FREQUENCY_TABLE,
     GRID,
-    LEVEL,
-    PLANE,
     PRECISION,
     VALUE_STEPS,
     alibi_slopes,
-    cell_index,
     ngram_rows,
 )
 
@@ -31,7 +29,6 @@ _TINY = _F(2.0**-121)
 _ONE = _F(1.0)
 _TEMPERATURE_UNIT = _F(1e-4)
 _STEPS = _F(32.0)
-_LN2 = 0.6931472
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +103,7 @@ class Embedding:
 
     def __init__(self, weights: Weights) -> None:
         self._q, self._scale = weights["q"], weights["scale"]
+        self.width = self._q.shape[1]
 
     def __call__(self, index: np.ndarray) -> np.ndarray:
         return self._q[index].astype(_F) * self._scale[index]
@@ -204,10 +202,6 @@ class Stack:
         return x
 
 
-def _ternary(plane: np.ndarray) -> np.ndarray:
-    return np.concatenate([plane, np.abs(plane), np.ones_like(plane[..., :1])], -1)
-
-
 class Readout:
     """Token states -> class logits, then slot logits of a class."""
 
@@ -217,6 +211,7 @@ class Readout:
         self._slots, self._slot_scale = slots["q"], slots["scale"][..., 0]
         self.class_of, self.slot_of = weights["class_of"], weights["slot_of"]
         self.token_of = weights["token_of"].astype(np.int64)
+        self.limits = weights["limits"].astype(np.int64)
 
     def classes(self, states: np.ndarray) -> np.ndarray:
         """[N, L] -> [N, classes]."""
@@ -228,22 +223,63 @@ class Readout:
         products = (self._slots[classes].astype(_F) @ q[..., None])[..., 0]
         return products * _inverse_rms(q) * self._slot_scale[classes]
 
-    def best(self, states: np.ndarray, beam: int = 4) -> np.ndarray:
-        """The likeliest token of each state [N, L] -> int64 [N], searched in the `beam` likeliest classes."""
-        logits = self.classes(states)
-        order = np.argsort(-logits, axis=-1, kind="stable")[:, :beam]
-        score = np.full(len(states), -np.inf)
-        token = np.zeros(len(states), np.int64)
-        for j in range(order.shape[1]):
-            classes = order[:, j]
-            inner = self.slots(states, classes)
-            slot = inner.argmax(-1)
-            top = inner.max(-1)
-            rest = np.log(np.exp((inner - top[:, None]) * _LN2).sum(-1)) / _LN2
-            value = np.take_along_axis(logits, classes[:, None], 1)[:, 0] - rest
-            token = np.where(value > score, self.token_of[classes, slot], token)
-            score = np.maximum(value, score)
-        return token
+    def named(self, tokens: np.ndarray, detail: int) -> np.ndarray:
+        """What stands for tokens [...] in a gist."""
+        classes = self.class_of[tokens]
+        return self.token_of[classes, np.minimum(self.slot_of[tokens], self._last(detail)[classes])]
+
+    def is_open(self, tokens: np.ndarray, detail: int) -> np.ndarray:
+        limits = self.limits[detail][self.class_of[tokens]]
+        return (self.slot_of[tokens] == limits) & (limits < self.token_of.shape[1] - 1)
+
+    def gist_logits(self, logits: np.ndarray, classes: np.ndarray, detail: int) -> np.ndarray:
+        """Slot logits [N, slots] without those that a gist can't say."""
+        slot = np.arange(logits.shape[1])
+        return np.where(slot > self._last(detail)[classes][:, None], _F(CLOSED), logits)
+
+    def rare_logits(self, states: np.ndarray, classes: np.ndarray, detail: int) -> np.ndarray:
+        slot = np.arange(self.token_of.shape[1])
+        logits = self.slots(states, classes)
+        return np.where(slot < self.limits[detail][classes][:, None], _F(CLOSED), logits)
+
+    def _last(self, detail: int) -> np.ndarray:
+        return np.minimum(self.limits[detail], self.token_of.shape[1] - 1)
+
+
+class Decoder:
+    """Gist tokens -> features of their patches -> states of tokens."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
+        root = Weights(tensors, "vae.")
+        weights = root.under("decoder")
+        self._patch = config.patch
+        self._embed = Embedding(root.under("embed"))
+        self._details = Embedding(weights.under("details"))
+        self._enter = Linear(weights.under("enter"))
+        self._stack = Stack(weights.under("stack"), config.decoder, causal=False)
+        self._slots = Linear(weights.under("slots"), norm=True)
+        self._near = Linear(weights.under("near"))
+        self._up = Linear(weights.under("up"), norm=True)
+        self._down = Linear(weights.under("down"))
+
+    def features(self, tokens: np.ndarray, detail: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gist of one lane int64 [T] -> (features [P, W], embedded tokens [P * K, E], zeros behind the
+        end)."""
+        length = -(-len(tokens) // self._patch) * self._patch
+        embedded = np.zeros((length, self._embed.width), _F)
+        embedded[: len(tokens)] = self._embed(tokens)
+        x = self._enter(embedded.reshape(length // self._patch, -1)) + self._details(np.array(detail))
+        return self._stack.forward(x), embedded
+
+    def states(self, tokens: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+        """Gist of one lane int64 [T], where bool [T] -> states [N, L]."""
+        features, embedded = self.features(tokens, detail)
+        at = np.flatnonzero(where)
+        slots = self._slots(features).reshape(len(embedded), -1)
+        flat = np.pad(embedded, ((1, 1), (0, 0)))
+        around = np.concatenate([flat[at], flat[at + 1], flat[at + 2]], -1)
+        h = slots[at] + self._near(around)
+        return h + self._down(_square(self._up(h)))
 
 
 class PortableNetworks:
@@ -251,93 +287,34 @@ class PortableNetworks:
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
         root = Weights(tensors, "vae.")
-        self._config, self._patch, self._channels = config, config.patch, config.channels
+        self._config, self._patch = config, config.patch
         self._embed = Embedding(root.under("embed"))
-        context = root.under("context")
-        self._context_enter = Linear(context.under("enter"))
-        self._context_stack = Stack(context.under("stack"), config.context, causal=True)
-        self._context_mix = [Linear(context.under(f"mix.{k}")) for k in range(1, config.patch)]
-        self._context_heads = [
-            [Linear(context.under(f"heads.{k}.{i}"), norm=i != 1) for i in range(3)]
-            for k in range(config.patch)
-        ]
-        refiner = root.under("refiner")
-        self._refiner_enter = Linear(refiner.under("enter"))
-        self._refiner_stack = Stack(refiner.under("stack"), config.refiner, causal=False)
-        self._refiner_leave = Linear(refiner.under("leave"), norm=True)
-        decoder = root.under("decoder")
-        self._thresholds = np.arange(-LEVEL, LEVEL, dtype=_F)
-        self._decoder_enter = Linear(decoder.under("enter"))
-        self._decoder_stack = Stack(decoder.under("stack"), config.decoder, causal=False)
-        self._decoder_slots = Linear(decoder.under("slots"), norm=True)
-        self._decoder_up = Linear(decoder.under("up"), norm=True)
-        self._decoder_down = Linear(decoder.under("down"))
-        exact = root.under("exact")
-        self._exact_tokens = Linear(exact.under("enter_tokens"))
-        self._exact_features = Linear(exact.under("enter_features"), norm=True)
-        self._exact_stack = Stack(exact.under("stack"), config.exact, causal=True)
-        self._exact_slots = Linear(exact.under("slots"), norm=True)
-        self._bigrams = Embedding(exact.under("bigrams"))
-        self._trigrams = Embedding(exact.under("trigrams"))
-        self._kinds = Embedding(exact.under("kinds"))
-        self._recent = Linear(exact.under("recent"))
-        self._ups = [Linear(exact.under(f"ups.{i}"), norm=True) for i in range(2)]
-        self._downs = [Linear(exact.under(f"downs.{i}")) for i in range(2)]
-        self._trust = Linear(exact.under("trust"), norm=True)
+        self._decoder = Decoder(config, tensors)
+        coder = root.under("coder")
+        self._details = Embedding(coder.under("details"))
+        self._enter = Linear(coder.under("enter"))
+        self._stack = Stack(coder.under("stack"), config.coder, causal=True)
+        self._patch_slots = Linear(coder.under("slots"), norm=True)
+        self._bigrams = Embedding(coder.under("bigrams"))
+        self._trigrams = Embedding(coder.under("trigrams"))
+        self._kinds = Embedding(coder.under("kinds"))
+        self._recent = Linear(coder.under("recent"))
+        self._ups = [Linear(coder.under(f"ups.{i}"), norm=True) for i in range(2)]
+        self._downs = [Linear(coder.under(f"downs.{i}")) for i in range(2)]
+        self._trust = Linear(coder.under("trust"), norm=True)
         self._readout = Readout(root.under("readout"))
 
-    def start_coarse(self, lanes: int) -> None:
-        self._caches = self._context_stack.caches(lanes)
+    def start(self, lanes: int, detail: int) -> None:
+        self._caches, self._detail = self._stack.caches(lanes), detail
 
-    def coarse_context(self, position: int, previous: np.ndarray) -> None:
-        x = _ternary(previous) if position else np.zeros((len(previous), 2 * previous.shape[1] + 1), _F)
-        self._context = self._context_stack.step(self._context_enter(x), position, self._caches)
-
-    def coarse_table(self, token: int, known: np.ndarray) -> np.ndarray:
-        x = self._context[: len(known)]
-        up, down, last = self._context_heads[token]
-        if token:
-            x = x + self._context_mix[token - 1](_ternary(known))
-        x = x + down(_square(up(x)))
-        return cumulative(last(x))
-
-    def fine_table(self, coarse: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        rows = []
-        size = PLANE**self._channels
-        cells = cell_index(coarse, self._channels).reshape(len(coarse), -1)
-        for lane, count in enumerate(counts.tolist()):
-            length = -(-count // self._patch)
-            x = self._refiner_stack.forward(self._refiner_enter(_ternary(coarse[lane, :length])))
-            table = self._refiner_leave(x).reshape(length * self._patch, size, size)[:count]
-            rows.append(table[np.arange(count), cells[lane, :count]])
-        return cumulative(np.concatenate(rows))
-
-    def features(self, levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        features = np.zeros((*levels.shape[:2], self._config.decoder.width), _F)
-        for lane, count in enumerate(counts.tolist()):
-            length = -(-count // self._patch)
-            here = levels[lane, :length]
-            hinges = np.maximum(here[..., None] - self._thresholds, _F(0.0)).reshape(length, -1)
-            x = np.concatenate([hinges, np.ones_like(here[:, :1])], -1)
-            features[lane, :length] = self._decoder_stack.forward(self._decoder_enter(x))
-        return features
-
-    def read(self, features: np.ndarray) -> np.ndarray:
-        h = self._decoder_slots(features).reshape(len(features) * self._patch, -1)
-        h = h + self._decoder_down(_square(self._decoder_up(h)))
-        return self._readout.best(h).reshape(len(features), self._patch)
-
-    def start_exact(self, lanes: int) -> None:
-        self._caches = self._exact_stack.caches(lanes)
-
-    def exact_context(self, position: int, features: np.ndarray, previous: np.ndarray) -> None:
+    def context(self, position: int, previous: np.ndarray) -> None:
         if position:
             before = self._embed(previous).reshape(len(previous), -1)
         else:
             before = np.zeros((len(previous), self._patch * self._config.embedding), _F)
-        x = self._exact_tokens(before) + self._exact_features(features)
-        x = self._exact_stack.step(x, position, self._caches)
-        self._slots = self._exact_slots(x).reshape(len(x), self._patch, -1)
+        x = self._enter(before) + self._details(np.array(self._detail))
+        x = self._stack.step(x, position, self._caches)
+        self._slots = self._patch_slots(x).reshape(len(x), self._patch, -1)
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
@@ -367,31 +344,52 @@ class PortableNetworks:
         logits = self._readout.slots(self._states, classes)
         same = (self._readout.class_of[self._guess] == classes).astype(_F)
         logits[np.arange(len(classes)), self._readout.slot_of[self._guess]] += self._bonus[:, 1] * same
-        return cumulative(logits)
+        return cumulative(self._readout.gist_logits(logits, classes, self._detail))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._readout.token_of[classes, slots]
 
+    def has_slots(self, classes: np.ndarray, detail: int) -> np.ndarray:
+        return self._readout.limits[detail][classes] > 0
+
+    def is_open(self, tokens: np.ndarray, detail: int) -> np.ndarray:
+        return self._readout.is_open(tokens, detail)
+
+    def rarer(self, tokens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        return self._readout.token_of[self._readout.class_of[tokens], slots]
+
+    def rare_table(
+        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
+    ) -> np.ndarray:
+        return cumulative(self._rare(tokens, counts, where, detail))
+
+    def rare_best(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+        return self._rare(tokens, counts, where, detail).argmax(-1)
+
+    def _rare(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+        rows = [np.zeros((0, self._config.slots), _F)]
+        for lane, count in enumerate(counts.tolist()):
+            here, at = tokens[lane, :count], where[lane, :count]
+            if at.any():
+                states = self._decoder.states(here, at, detail)
+                rows.append(self._readout.rare_logits(states, self._readout.class_of[here[at]], detail))
+        return np.concatenate(rows)
+
 
 class PortableVectors:
-    """Search sums of texts, as `TextVAE.encode` and `SearchHead` compute them."""
+    """Search sums of texts, as `TextVAE.features` and `SearchHead` compute them."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        self._patch = config.patch
-        encoder, search = Weights(tensors, "vae.").under("encoder"), Weights(tensors, "search.")
-        self._embed = Embedding(Weights(tensors, "vae.").under("embed"))
-        self._enter = Linear(encoder.under("patch"))
-        self._stack = Stack(encoder.under("stack"), config.encoder, causal=False)
+        self._decoder = Decoder(config, tensors)
+        self._readout = Readout(Weights(tensors, "vae.readout."))
+        search = Weights(tensors, "search.")
         self._states = Linear(search.under("states"), norm=True)
         self._rows = Embedding(search.under("tokens"))
 
     def sums(self, tokens: np.ndarray) -> np.ndarray:
         """tokens int64 [T] of one segment -> float64 [D], a sum on the search head's grid."""
-        padded = np.zeros(-(-len(tokens) // self._patch) * self._patch, np.int64)
-        padded[: len(tokens)] = tokens
-        x = self._embed(padded).reshape(len(padded) // self._patch, -1)
-        hidden = self._stack.forward(self._enter(x))
-        rows, states = _on_grid(self._rows(tokens)), _on_grid(self._states(hidden))
+        features, _ = self._decoder.features(self._readout.named(tokens, 0), 0)
+        rows, states = _on_grid(self._rows(tokens)), _on_grid(self._states(features))
         return rows.astype(np.float64).sum(0) + states.astype(np.float64).sum(0)
 
 

@@ -24,7 +24,7 @@ class SearchHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.states = ExactLinear(config.encoder.width, config.vector, norm=True, zero=True)
+        self.states = ExactLinear(config.decoder.width, config.vector, norm=True, zero=True)
         self.tokens = ExactEmbedding(config.vocabulary, config.vector)
         # Centroids of the product quantizer behind the search codes [M, 256, D / M].
         self.register_buffer(

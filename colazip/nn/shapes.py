@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from colazip.config import ModelConfig, StackConfig
 from colazip.memory import KINDS, TOKEN_BITS
-from colazip.nn.grid import LEVEL, MAX_K, PLANE
+from colazip.nn.grid import MAX_K
 
 Shape = tuple[int, ...]
 _MAX_HIDDEN = 1024
@@ -43,53 +43,36 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
             found[f"{block}.temperature"] = (config.heads,), "float32"
 
     patch, channels, embedding = config.patch, config.channels, config.embedding
-    if channels > 4 or patch > 64:
-        raise ValueError(f"{channels} channels a token, {patch} tokens a patch: too many")
+    if patch > 64 or config.details > 16:
+        raise ValueError(f"{patch} tokens a patch, {config.details} details: too many")
     if config.vocabulary > 1 << TOKEN_BITS:
         raise ValueError(f"{config.vocabulary} tokens: at most {1 << TOKEN_BITS}")
-    plane, cells = 2 * patch * channels + 1, PLANE**channels
     local, hidden, vocabulary = config.local_width, config.local_hidden, config.vocabulary
     quantized("vae.embed", vocabulary, embedding)
-    quantized("vae.encoder.patch", config.encoder.width, patch * embedding)
-    stack("vae.encoder.stack", config.encoder)
-    quantized("vae.encoder.places", vocabulary, channels)
-    quantized("vae.encoder.shift", patch * channels, config.encoder.width)
-    width = config.context.width
-    quantized("vae.context.enter", width, plane)
-    stack("vae.context.stack", config.context)
-    for k in range(patch):
-        if k:
-            quantized(f"vae.context.mix.{k}", width, 2 * k * channels + 1)
-        quantized(f"vae.context.heads.{k}.0", 2 * width, width)
-        quantized(f"vae.context.heads.{k}.1", width, 2 * width)
-        quantized(f"vae.context.heads.{k}.2", cells, width)
-    quantized("vae.refiner.enter", config.refiner.width, plane)
-    stack("vae.refiner.stack", config.refiner)
-    quantized("vae.refiner.leave", patch * cells * cells, config.refiner.width)
-    quantized("vae.decoder.enter", config.decoder.width, 2 * LEVEL * patch * channels + 1)
-    stack("vae.decoder.stack", config.decoder)
-    quantized("vae.decoder.slots", patch * local, config.decoder.width)
+    quantized("vae.places", vocabulary, channels)
+    for name, inner in (("coder", config.coder), ("decoder", config.decoder)):
+        quantized(f"vae.{name}.details", config.details, inner.width)
+        quantized(f"vae.{name}.enter", inner.width, patch * embedding)
+        stack(f"vae.{name}.stack", inner)
+        quantized(f"vae.{name}.slots", patch * local, inner.width)
+    quantized("vae.decoder.near", local, 3 * embedding)
     quantized("vae.decoder.up", hidden, local)
     quantized("vae.decoder.down", local, hidden)
-    width = config.exact.width
-    quantized("vae.exact.enter_tokens", width, patch * embedding)
-    quantized("vae.exact.enter_features", width, config.decoder.width)
-    stack("vae.exact.stack", config.exact)
-    quantized("vae.exact.slots", patch * local, width)
-    quantized("vae.exact.bigrams", config.ngram_rows, config.ngram_width)
-    quantized("vae.exact.trigrams", config.ngram_rows, config.ngram_width)
-    quantized("vae.exact.kinds", KINDS, config.ngram_width)
-    quantized("vae.exact.recent", local, 4 * embedding + 3 * config.ngram_width)
+    quantized("vae.coder.bigrams", config.ngram_rows, config.ngram_width)
+    quantized("vae.coder.trigrams", config.ngram_rows, config.ngram_width)
+    quantized("vae.coder.kinds", KINDS, config.ngram_width)
+    quantized("vae.coder.recent", local, 4 * embedding + 3 * config.ngram_width)
     for i in range(2):
-        quantized(f"vae.exact.ups.{i}", hidden, local)
-        quantized(f"vae.exact.downs.{i}", local, hidden)
-    quantized("vae.exact.trust", 2, local)
+        quantized(f"vae.coder.ups.{i}", hidden, local)
+        quantized(f"vae.coder.downs.{i}", local, hidden)
+    quantized("vae.coder.trust", 2, local)
     quantized("vae.readout.classes", config.classes, local)
     quantized("vae.readout.slots", config.classes, config.slots, local)
     found["vae.readout.class_of"] = (vocabulary,), "int32"
     found["vae.readout.slot_of"] = (vocabulary,), "int32"
     found["vae.readout.token_of"] = (config.classes, config.slots), "int32"
-    quantized("search.states", config.vector, config.encoder.width)
+    found["vae.readout.limits"] = (config.details, config.classes), "int32"
+    quantized("search.states", config.vector, config.decoder.width)
     quantized("search.tokens", vocabulary, config.vector)
     if config.vector % config.code_bytes:
         raise ValueError(f"codes of {config.code_bytes} bytes do not divide a vector of {config.vector}")

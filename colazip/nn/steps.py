@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,29 +19,11 @@ class Networks(Protocol):
     cumulative integer frequencies, int32 [rows, symbols + 1].
     """
 
-    def start_coarse(self, lanes: int) -> None:
-        """Begin the coarse plane of `lanes` lanes."""
+    def start(self, lanes: int, detail: int) -> None:
+        """Begin the gists, of one detail, of `lanes` lanes."""
 
-    def coarse_context(self, position: int, previous: np.ndarray) -> None:
-        """Advance to a patch; previous: coarse plane of the one before, float32 [n, K * C] (any at 0)."""
-
-    def coarse_table(self, token: int, known: np.ndarray) -> np.ndarray:
-        """Tables of the cells of one token of the patch; known: those before it, float32 [m, token * C]."""
-
-    def fine_table(self, coarse: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Tables of all fine cells, lane after lane: coarse float32 [L, P, K * C], tokens int64 [L]."""
-
-    def features(self, levels: np.ndarray, counts: np.ndarray) -> Any:
-        """levels float32 [L, P, K * C], tokens int64 [L] -> features, an array or tensor [L, P, W]."""
-
-    def read(self, features: Any) -> np.ndarray:
-        """Gist reading: features [N, W] -> tokens int64 [N, K]."""
-
-    def start_exact(self, lanes: int) -> None:
-        """Begin the exact text of `lanes` lanes."""
-
-    def exact_context(self, position: int, features: Any, previous: np.ndarray) -> None:
-        """Advance to a patch; features [n, W] of it, tokens of the one before int64 [n, K] (any at 0)."""
+    def context(self, position: int, previous: np.ndarray) -> None:
+        """Advance to a patch; tokens of the one before int64 [n, K] (any at 0)."""
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
@@ -53,7 +35,25 @@ class Networks(Protocol):
         """Tables of the slots of the tokens last asked for, given their classes int64 [m]."""
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """int64 [m]."""
+        """Tokens int64 [m] by class and slot."""
+
+    def has_slots(self, classes: np.ndarray, detail: int) -> np.ndarray:
+        """Whether a gist says anything beyond these classes: bool [m]."""
+
+    def is_open(self, tokens: np.ndarray, detail: int) -> np.ndarray:
+        """Whether tokens of a gist [...] stand for more than one: bool [...]."""
+
+    def rarer(self, tokens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """The tokens int64 [N] that stand in the classes of `tokens` at `slots`."""
+
+    def rare_table(
+        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
+    ) -> np.ndarray:
+        """Tables of the slots of open tokens, lane after lane: gists int64 [L, P * K], tokens of each int64
+        [L], where bool [L, P * K]."""
+
+    def rare_best(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+        """The likeliest slots of open tokens, int64 [N], as `rare_table` takes them."""
 
 
 class TorchNetworks:
@@ -70,56 +70,59 @@ class TorchNetworks:
         at = torch.arange(patches * self._config.patch, device=self._device).view(patches, -1)
         return at < self._tensor(counts)[:, None, None]
 
-    def start_coarse(self, lanes: int) -> None:
-        self._caches = self._vae.context.stack.caches(lanes)
+    def start(self, lanes: int, detail: int) -> None:
+        self._caches, self._detail = self._vae.coder.stack.caches(lanes), detail
 
-    def coarse_context(self, position: int, previous: np.ndarray) -> None:
-        before = self._tensor(previous) if position else None
-        self._context = self._vae.context.step(before, len(previous), position, self._caches)
-
-    def coarse_table(self, token: int, known: np.ndarray) -> np.ndarray:
-        return table(self._vae.context.step_logits(token, self._context[: len(known)], self._tensor(known)))
-
-    def fine_table(self, coarse: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        real = self._real(coarse.shape[1], counts)
-        return table(self._vae.refiner.fine(self._tensor(coarse), real[..., 0])[real])
-
-    def features(self, levels: np.ndarray, counts: np.ndarray) -> Tensor:
-        return self._vae.decoder(self._tensor(levels), self._real(levels.shape[1], counts)[..., 0])
-
-    def read(self, features: Tensor) -> np.ndarray:
-        states = self._vae.decoder.read(features)
-        best = self._vae.readout.best(states.flatten(0, 1))
-        return best.view(states.shape[:2]).cpu().numpy()
-
-    def start_exact(self, lanes: int) -> None:
-        self._caches = self._vae.exact.stack.caches(lanes)
-
-    def exact_context(self, position: int, features: Tensor, previous: np.ndarray) -> None:
+    def context(self, position: int, previous: np.ndarray) -> None:
         if position:
             before = self._vae.embed_patches(self._tensor(previous))
         else:
             width = self._config.patch * self._config.embedding
             before = torch.zeros(len(previous), width, device=self._device)
-        state = self._vae.exact.step(features, before, position, self._caches)
-        self._slots = self._vae.exact.slots(state).unflatten(-1, (self._config.patch, -1))
+        self._slots = self._vae.coder.step(before, position, self._detail, self._caches)
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
-        exact = self._vae.exact
+        coder = self._vae.coder
         slots = self._slots[self._tensor(lanes), token]
         before, guesses, kinds = self._tensor(history), self._tensor(guess), self._tensor(kind)
-        self._states = exact.tokens(slots, before, guesses, kinds, self._vae.embed)
-        self._guess = exact.weigh(self._states, guesses, kinds)
+        self._states = coder.tokens(slots, before, guesses, kinds, self._vae.embed)
+        self._guess = coder.weigh(self._states, guesses, kinds)
         return table(self._vae.readout.class_logits(self._states, self._guess))
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
-        return table(self._vae.readout.slot_logits(self._states, self._tensor(classes), self._guess))
+        readout = self._vae.readout
+        return table(readout.gist_logits(self._states, self._tensor(classes), self._detail, self._guess))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         found = self._vae.readout.token_of[self._tensor(classes), self._tensor(slots)]
         return found.cpu().numpy()
+
+    def has_slots(self, classes: np.ndarray, detail: int) -> np.ndarray:
+        return self._vae.readout.has_slots(self._tensor(classes), detail).cpu().numpy()
+
+    def is_open(self, tokens: np.ndarray, detail: int) -> np.ndarray:
+        return self._vae.readout.is_open(self._tensor(tokens), detail).cpu().numpy()
+
+    def rarer(self, tokens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        readout = self._vae.readout
+        found = readout.token_of[readout.class_of[self._tensor(tokens)], self._tensor(slots)]
+        return found.cpu().numpy()
+
+    def rare_table(
+        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
+    ) -> np.ndarray:
+        return table(self._rare(tokens, counts, where, detail))
+
+    def rare_best(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+        return self._rare(tokens, counts, where, detail).argmax(-1).cpu().numpy()
+
+    def _rare(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> Tensor:
+        shape = len(tokens), -1, self._config.patch
+        patches = self._tensor(tokens).view(shape)
+        real = self._real(patches.shape[1], counts)
+        return self._vae.rare_logits(patches, real, self._tensor(where).view(shape), detail)
 
 
 def table(logits: Tensor) -> np.ndarray:

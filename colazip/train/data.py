@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from colazip.config import ModelConfig
 from colazip.errors import InputError
 from colazip.lanes import lay_out
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
@@ -101,11 +102,9 @@ class TokenStore:
     kind: np.ndarray
 
     @classmethod
-    def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer, lane: int) -> TokenStore:
-        """Tokenize once and keep the result in `folder`; a finished folder is opened instead.
-
-        lane: tokens of a lane, as the codec will cut records.
-        """
+    def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer) -> TokenStore:
+        """Tokenize once and keep the result in `folder`; a finished folder is opened instead. Nothing is
+        guessed yet."""
         if (folder / "meta.json").exists():
             return cls.open(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +123,6 @@ class TokenStore:
         if not ends:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))
-        tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
-        _write_guesses(folder, tokens, np.array(ends, np.int64), tokenizer.lengths, lane)
         (folder / "meta.json").write_text(json.dumps({"text_bytes": text_bytes}))
         return cls.open(folder)
 
@@ -135,8 +132,11 @@ class TokenStore:
         try:
             meta = json.loads((folder / "meta.json").read_text())
             tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
-            guess = np.memmap(folder / "guess.bin", np.uint16, "r")
-            kind = np.memmap(folder / "kind.bin", np.uint8, "r")
+            guess: np.ndarray = np.zeros(len(tokens), np.uint16)
+            kind: np.ndarray = np.zeros(len(tokens), np.uint8)
+            if (folder / "kind.bin").exists():
+                guess = np.memmap(folder / "guess.bin", np.uint16, "r")
+                kind = np.memmap(folder / "kind.bin", np.uint8, "r")
             ends = np.load(folder / "ends.npy")
             if ends.ndim != 1 or ends[-1] != len(tokens) or (np.diff(ends) < 0).any():
                 raise ValueError("tokens and ends do not fit each other")
@@ -145,6 +145,17 @@ class TokenStore:
             return cls(tokens, ends, meta["text_bytes"], guess, kind)
         except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as e:
             raise InputError(f"{folder}: the tokenized text is damaged; delete that folder") from e
+
+    def guessed(self, folder: Path, lengths: np.ndarray, lane: int, named: np.ndarray) -> TokenStore:
+        """The store of `folder` with the guesses that a block's memory makes in the gist of most detail;
+        computed once.
+
+        lengths: bytes of each token. lane: tokens of a lane, as the codec will cut records. named: uint16
+        [V], what stands for each token in that gist.
+        """
+        if not (folder / "kind.bin").exists():
+            _write_guesses(folder, self.tokens, self.ends, lengths, lane, named)
+        return self.open(folder)
 
     def segments(self, length: int) -> np.ndarray:
         """Cut records every `length` tokens as the codec does: int64 [S, 2] of start and end."""
@@ -157,16 +168,17 @@ class TokenStore:
 
 
 def _write_guesses(
-    folder: Path, tokens: np.ndarray, ends: np.ndarray, lengths: np.ndarray, lane: int
+    folder: Path, tokens: np.ndarray, ends: np.ndarray, lengths: np.ndarray, lane: int, named: np.ndarray
 ) -> None:
     """What the memory of a block guesses at each token, the records in blocks as a writer fills them."""
     starts = np.concatenate([[0], ends[:-1]])
-    with (folder / "guess.bin").open("wb") as guesses, (folder / "kind.bin").open("wb") as kinds:
+    partial = folder / "kind.partial"
+    with (folder / "guess.bin").open("wb") as guesses, partial.open("wb") as kinds:
         blocks: list[list[tuple[int, int]]] = [[]]
         room = BLOCK_BYTES
 
         def flush() -> None:
-            guess, kind = _recall_blocks(tokens, blocks, lane)
+            guess, kind = _recall_blocks(tokens, blocks, lane, named)
             guesses.write(guess.tobytes())
             kinds.write(kind.tobytes())
             print(f"\rguessed {blocks[-1][-1][1] / len(tokens):.0%}", end="", file=sys.stderr)
@@ -185,18 +197,19 @@ def _write_guesses(
                 room -= int(size[hi - lo - 1])
                 lo = hi
         flush()
+    partial.replace(folder / "kind.bin")
     print(file=sys.stderr)
 
 
 def _recall_blocks(
-    tokens: np.ndarray, blocks: list[list[tuple[int, int]]], lane: int
+    tokens: np.ndarray, blocks: list[list[tuple[int, int]]], lane: int, named: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Guesses (uint16) and kinds (uint8) of consecutive spans of tokens, block by block."""
     lanes = lay_out([[hi - lo for lo, hi in spans] for spans in blocks], lane, 1)
     first = np.array([blocks[b][p][0] for b, p in zip(lanes.block, lanes.part, strict=True)]) + lanes.start
     table = np.zeros((len(lanes), int(lanes.count.max(initial=0))), np.int64)
     for row, (lo, count) in enumerate(zip(first, lanes.count, strict=True)):
-        table[row, :count] = tokens[lo : lo + count]
+        table[row, :count] = named[tokens[lo : lo + count]]
     guess, kind = recall(table, lanes.block, lanes.count)
     order = np.argsort(first, kind="stable")
     return (
@@ -328,30 +341,45 @@ def cluster_tokens(points: np.ndarray, frequency: np.ndarray, classes: int) -> n
     return result
 
 
-def latent_places(points: np.ndarray, frequency: np.ndarray, channels: int) -> np.ndarray:
-    """A first place in the latent grid for every token, levels -4..4 as float32 [V, C].
+@dataclass(frozen=True)
+class Vocabulary:
+    """How tokens stand to each other. token_of: int64 [classes, slots], the common tokens of a class first;
+    rank: int64 [V], 0 for the commonest; places: float32 [V, C], a vector a token."""
 
-    The points are cut in three along their widest direction, weight (counts ** 0.75) in equal shares, over
-    and over: once for each channel's coarse digit, then once for each fine one. Tokens of a cell keep like
-    company, and so do the cells of a coarse cell.
-    """
-    weight = (frequency + 1.0) ** 0.75
-    digits = np.zeros((len(points), 2 * channels), np.int64)
-    cells = [np.arange(len(points))]
-    for d in range(2 * channels):
-        finer: list[np.ndarray] = []
-        for cell in cells:
-            if len(cell) == 0:
-                continue
-            mass = weight[cell][:, None]
-            centred = points[cell] - (points[cell] * mass).sum(0) / mass.sum()
-            _, directions = np.linalg.eigh((centred * mass).T @ centred)
-            along = centred @ directions[:, -1]
-            order = np.argsort(along, kind="stable")
-            share = (np.cumsum(weight[cell][order]) - weight[cell][order] / 2) / weight[cell].sum()
-            digit = np.empty(len(cell), np.int64)
-            digit[order] = np.minimum(2, (share * 3).astype(np.int64))
-            digits[cell, d] = digit
-            finer.extend(cell[digit == k] for k in range(3))
-        cells = finer
-    return ((digits[:, :channels] - 1) * 3 + digits[:, channels:] - 1).astype(np.float32)
+    token_of: np.ndarray
+    rank: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def build(cls, path: Path, store: TokenStore, config: ModelConfig, seed: int) -> Vocabulary:
+        """From the text of `store`, once; kept in `path`."""
+        if not path.exists():
+            points, frequency = company(store, config.vocabulary, seed)
+            class_of = cluster_tokens(points, frequency, config.classes)
+            rank = np.empty(len(frequency), np.int64)
+            rank[np.argsort(-frequency, kind="stable")] = np.arange(len(frequency))
+            order = np.lexsort((rank, class_of))
+            # The leading axes of the company that tokens keep.
+            centred = points - points.mean(0)
+            _, axes = np.linalg.eigh(centred.T @ centred)
+            np.savez(
+                path,
+                token_of=order.reshape(config.classes, config.slots),
+                rank=rank,
+                places=(centred @ axes[:, ::-1][:, : config.channels]).astype(np.float32),
+            )
+        found = np.load(path)
+        return cls(found["token_of"], found["rank"], found["places"])
+
+    def limits(self, named: Sequence[int]) -> np.ndarray:
+        """How many slots of each class are among the `named` commonest tokens: int64 [details, classes]."""
+        return np.stack([(self.rank[self.token_of] < count).sum(1) for count in named]).astype(np.int64)
+
+    def named(self, count: int) -> np.ndarray:
+        """What stands for each token where the `count` commonest are named: uint16 [V]."""
+        slots = self.token_of.shape[1]
+        last = np.minimum(self.limits([count])[0], slots - 1)
+        slot = np.minimum(np.arange(slots)[None], last[:, None])
+        result = np.empty(self.token_of.size, np.uint16)
+        result[self.token_of] = np.take_along_axis(self.token_of, slot, 1)
+        return result

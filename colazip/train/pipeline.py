@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from colazip.errors import InputError
 from colazip.pretrained import save_pretrained
 from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
-from colazip.train.data import TokenStore, cluster_tokens, company, latent_places, read_texts
+from colazip.train.data import TokenStore, Vocabulary, read_texts
 from colazip.train.dictionary import train_dictionary
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
@@ -63,16 +62,12 @@ def run(
     tokenizer = _tokenizer(recipe, texts, data, out / "tokenizer.json")
     dictionary = _dictionary(recipe, texts, data, out / "dictionary.bin")
     lane = recipe.model.segment * recipe.model.patch
-    held_out = TokenStore.build(out / "validation", texts(validation), tokenizer, lane)
-    train = TokenStore.build(out / "train", texts(data), tokenizer, lane)
-    groups = out / "tokens.npz"
-    if not groups.exists():
-        points, frequency = company(train, tokenizer.size, recipe.vae.seed)
-        np.savez(
-            groups,
-            class_of=cluster_tokens(points, frequency, recipe.model.classes),
-            places=latent_places(points, frequency, recipe.model.channels),
-        )
+    held_out = TokenStore.build(out / "validation", texts(validation), tokenizer)
+    train = TokenStore.build(out / "train", texts(data), tokenizer)
+    vocabulary = Vocabulary.build(out / "tokens.npz", train, recipe.model, recipe.vae.seed)
+    named = vocabulary.named(recipe.vae.named[0])
+    held_out = held_out.guessed(out / "validation", tokenizer.lengths, lane, named)
+    train = train.guessed(out / "train", tokenizer.lengths, lane, named)
 
     def started(stage: str) -> bool:
         return resume and (out / stage / "checkpoint.pt").exists()
@@ -82,8 +77,7 @@ def run(
         recipe.vae,
         train=train,
         validation=held_out,
-        class_of=np.load(groups)["class_of"],
-        places=np.load(groups)["places"],
+        vocabulary=vocabulary,
         lengths=tokenizer.lengths,
         folder=_folder(out / "vae"),
         device=where,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,11 +32,9 @@ def tiny() -> Recipe:
         slots=32,
         segment=32,
         embedding=16,
-        encoder=StackConfig(32, 1, 2),
-        context=StackConfig(32, 1, 2),
-        refiner=StackConfig(32, 1, 2),
+        channels=4,
         decoder=StackConfig(32, 1, 2),
-        exact=StackConfig(32, 1, 2),
+        coder=StackConfig(32, 1, 2),
         local_width=32,
         local_hidden=64,
         ngram_rows=256,
@@ -49,7 +46,16 @@ def tiny() -> Recipe:
     )
     return Recipe(
         model,
-        VAESchedule(300, patches=128, lr=1e-2, muon_lr=1e-2, warmup=10, evaluate_every=150, save_every=100),
+        VAESchedule(
+            300,
+            named=(256, 64, 0),
+            patches=128,
+            lr=1e-2,
+            muon_lr=1e-2,
+            warmup=10,
+            evaluate_every=150,
+            save_every=100,
+        ),
         PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
         SearchSchedule(
             20,
@@ -74,15 +80,4 @@ def default() -> Recipe:
     return Recipe(ModelConfig("default"), VAESchedule(5200), PriorSchedule(900), SearchSchedule(2500, 150))
 
 
-def default_continued() -> Recipe:
-    """The shape of `default`, from a VAE that has gone through it (`--init`): other text, the latents'
-    rate held from the first step, a lower peak learning rate."""
-    schedule = VAESchedule(3600, lr=2.5e-3, muon_lr=2.5e-3, latents_until=0.0, joint_from=0.0, seed=1)
-    return dataclasses.replace(default(), vae=schedule)
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "tiny": tiny,
-    "default": default,
-    "default-continued": default_continued,
-}
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "default": default}

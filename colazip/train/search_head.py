@@ -108,7 +108,7 @@ def _vectors(
         return functional.normalize(sums, dim=-1)
     patches = tokens.unflatten(1, (-1, vae.config.patch))
     with torch.no_grad():
-        hidden = vae.encode(patches, real_tokens(counts, patches)).hidden
+        hidden = vae.features(vae.readout.named(patches, 0), real_tokens(counts, patches), 0)
     return functional.normalize(head(hidden, patches, counts), dim=-1)
 
 
