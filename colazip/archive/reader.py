@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from colazip.archive.blocks import BlockTable
-from colazip.archive.format import FORMAT_VERSION, ROWS, text_crc
+from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
+from colazip.archive.snippets import Passage, read_passages
 from colazip.archive.store import Store
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, RecordNotFoundError, UsageError
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, holds_text
@@ -28,7 +29,6 @@ _T = TypeVar("_T")
 
 _BATCH_BLOCKS = 16  # decoded together when streaming
 _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
-_SNIPPET_CHARS = 160
 
 
 class Archive:
@@ -134,7 +134,9 @@ class Archive:
         """Records in order, exact, in bounded memory."""
         self._need_text()
         for group, start, parts in self._stream(self._decode, (GIST, EXACT, PLAIN)):
-            _, rows = self._store.tables(group)
+            table, rows = self._store.tables(group)
+            if self.manifest.version > 1 and not _offsets_hold(table, rows.parts(start)[0], parts):
+                raise FormatError(f"{self.path}: damaged: a block table lies about where its text belongs")
             metadata = rows.metadata(start, start + len(parts))
             names = self._store.names(group, start, start + len(parts))
             for name, record_parts, values in zip(names, parts, metadata, strict=True):
@@ -180,12 +182,13 @@ class Archive:
         group, row = self._locate(id)
         return next(self._store.tables(group)[1].metadata(row, row + 1))
 
-    def search(self, query: str, k: int = 10) -> list[Hit]:
+    def search(self, query: str, k: int = 10, *, group: bool = True) -> list[Hit]:
         """The k records nearest to `query` in meaning, best first; none for a blank query.
 
-        A record of several parts ranks by its best one. Records that are no text to the model (binary,
+        A long record has a vector a passage, ranks by its best one, and shows that; with group false hits are
+        the k best passages, several of one record perhaps. Records that are no text to the model (binary,
         scripts it never saw) have no vector and are never found. The first search builds the index, which
-        stays in memory: the search codes and 8 bytes a part.
+        stays in memory: the search codes and 8 bytes a passage.
         """
         self._need(SEARCH)
         if k < 1:
@@ -195,11 +198,12 @@ class Archive:
         codec = self._model()
         index, parts = self._index()
         vector = codec.vectors([query.encode("utf-8", "replace").decode()])[0]
-        positions, scores = index.search(vector, k)
+        positions, scores = index.search(vector, k, group)
         records = index.owners[positions].astype(np.int64)
-        snippets = self._snippets(parts[positions])
+        passages = read_passages(self, parts, positions.tolist())
         return [
-            self._hit(int(r), float(s), text) for r, s, text in zip(records, scores, snippets, strict=True)
+            self._hit(int(r), float(s), passage)
+            for r, s, passage in zip(records, scores, passages, strict=True)
         ]
 
     def regenerate(self, id: str, *, strength: float = 0.3, steps: int = 8, seed: int = 0) -> str:
@@ -229,7 +233,7 @@ class Archive:
         sizes["container"] = self._store.file_bytes - sum(sizes.values())
         return {
             "path": self.path,
-            "format": FORMAT_VERSION,
+            "format": manifest.version,
             "writer": manifest.writer,
             "model": {"name": manifest.codec_name, "id": manifest.codec_id},
             "records": manifest.records,
@@ -380,8 +384,8 @@ class Archive:
                     slots, codes = codec.search_codes(self._store.block(group, block, (SEARCH, PLAIN)))
                 except FormatError as error:
                     raise FormatError(f"{self._store.where(group, block)}: {error}") from error
-                outside = len(slots) and not 0 <= slots.min() <= slots.max() < table.count(block)
-                if codes.shape != (len(slots), width) or outside:
+                outside = len(slots) and not 0 <= slots[0] <= slots[-1] < table.count(block)
+                if codes.shape != (len(slots), width) or outside or (np.diff(slots) < 0).any():
                     raise FormatError(
                         f"{self._store.where(group, block)}: damaged: its search codes don't fit"
                     )
@@ -392,31 +396,11 @@ class Archive:
                     codes,
                 )
 
-    def _snippets(self, parts: np.ndarray) -> list[str]:
-        """One line of each part (counted over the archive): from its text, the gist, or empty."""
-        places: dict[int, list[tuple[int, int, int]]] = {}  # group -> (rank, block, slot)
-        for rank, part in enumerate(map(int, parts)):
-            group = bisect_right(self._store.first_parts, part) - 1
-            local = part - self._store.first_parts[group]
-            ((block, slot),) = _slots(self._store.tables(group)[0], local, local + 1)
-            places.setdefault(group, []).append((rank, block, slot))
-        snippets = [""] * len(parts)
-        for group, found in places.items():
-            blocks = list(dict.fromkeys(block for _, block, _ in found))
-            if self.holds_text:
-                exact = self._decoded_blocks(group, blocks)
-                for rank, block, slot in found:
-                    snippets[rank] = _one_line(exact[block][slot].decode("utf-8", "replace"))
-            elif GIST in self.layers:
-                gists = self._read_gists(group, blocks)
-                for rank, block, slot in found:
-                    snippets[rank] = _one_line(gists[block][slot])
-        return snippets
-
-    def _hit(self, ordinal: int, score: float, snippet: str) -> Hit:
+    def _hit(self, ordinal: int, score: float, passage: Passage) -> Hit:
         group, row = self._store.place(ordinal)
         metadata = next(self._store.tables(group)[1].metadata(row, row + 1))
-        return Hit(self._store.names(group, row, row + 1)[0], score, metadata, snippet)
+        name = self._store.names(group, row, row + 1)[0]
+        return Hit(name, score, metadata, passage.snippet, passage.text, passage.span)
 
     def _need(self, layer: str) -> None:
         if layer not in self.layers:
@@ -458,13 +442,15 @@ def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]
         yield block, part - int(table.starts[block])
 
 
+def _offsets_hold(table: BlockTable, first: int, records: Sequence[Sequence[bytes]]) -> bool:
+    """Whether blocks begin where in their records their table says. records: the parts of each, from part
+    `first` of the group on."""
+    offsets = np.array([o for parts in records for o in accumulate(map(len, parts[:-1]), initial=0)])
+    blocks = slice(*np.searchsorted(table.starts[:-1], [first, first + len(offsets)]))
+    return np.array_equal(offsets[table.starts[:-1][blocks] - first], table.offsets[blocks])
+
+
 def _batches(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
     """Blocks in runs that are decoded together."""
     for start in range(0, len(blocks), _BATCH_BLOCKS):
         yield blocks[start : start + _BATCH_BLOCKS]
-
-
-def _one_line(text: str) -> str:
-    """At most 160 printable characters: a snippet goes to terminals, and its text may be anybody's."""
-    head = text[: 8 * _SNIPPET_CHARS]
-    return " ".join("".join(c if c.isprintable() else " " for c in head).split())[:_SNIPPET_CHARS]
