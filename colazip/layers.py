@@ -58,7 +58,24 @@ class Block:
     layers: Mapping[str, bytes]
 
 
-class ArchiveCodec(Protocol):
+class SearchCodec(Protocol):
+    """What a search needs: the codes of an archive, and vectors of queries to compare them with."""
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """Product-quantizer centroids, float32 [M, 256, D / M]; a code is M bytes, a vector D floats."""
+
+    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """(slots int64 [n], codes uint8 [n, M]): the codes, and the part that each stands for.
+
+        Slots ascend. A part with several passages is there once for each, in their order.
+        """
+
+    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
+        """Unit vectors, float32 [N, D]."""
+
+
+class ArchiveCodec(SearchCodec, Protocol):
     """What an archive needs of a codec. `colazip.codec.Codec` is the implementation that ships."""
 
     @property
@@ -68,10 +85,6 @@ class ArchiveCodec(Protocol):
     @property
     def name(self) -> str:
         """Readable model name."""
-
-    @property
-    def codebook(self) -> np.ndarray:
-        """Product-quantizer centroids, float32 [M, 256, D / M]; a code is M bytes, a vector D floats."""
 
     def split(self, data: bytes) -> list[bytes]:
         """Cut a record into parts of at most BLOCK_BYTES that join to `data`; one empty part if empty."""
@@ -94,12 +107,6 @@ class ArchiveCodec(Protocol):
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""
 
-    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """(slots int64 [n], codes uint8 [n, M]): the codes, and the part that each stands for.
-
-        Slots ascend. A part with several passages is there once for each, in their order.
-        """
-
     def passages(self, parts: Sequence[bytes], counts: Sequence[int] | None = None) -> list[list[Span]]:
         """Byte ranges of the passages that the search codes of each part stand for.
 
@@ -109,6 +116,3 @@ class ArchiveCodec(Protocol):
 
     def plain_slots(self, block: Block) -> np.ndarray:
         """int64 [n]: the parts whose text is in PLAIN."""
-
-    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
-        """Unit vectors, float32 [N, D]."""

@@ -16,12 +16,21 @@ from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
 from colazip.archive.snippets import Passage, read_passages
 from colazip.archive.store import Store
-from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, RecordNotFoundError, UsageError
-from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, holds_text
+from colazip.embedder import Embedder, Encode, as_embedder
+from colazip.errors import (
+    ColazipError,
+    FormatError,
+    MissingLayerError,
+    ModelMismatchError,
+    RecordNotFoundError,
+    UsageError,
+)
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, SearchCodec, holds_text
 from colazip.oneshot import default_codec
 from colazip.presets import SMALL
 
 if TYPE_CHECKING:
+    from colazip.archive.embedded import EmbeddedCodec
     from colazip.codec import Codec
     from colazip.search import SearchIndex
 
@@ -35,24 +44,34 @@ class Archive:
     """An archive opened for reading; a context manager.
 
     path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
-    package, loaded when a call first needs it. Raises InputError if the file can't be read, FormatError if
-    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` isn't the
-    one it was written with. Every method raises FormatError on damage, and never returns other text.
+    package, loaded when a call first needs it. embedder: what embeds queries of an archive that was packed
+    with one; all but `search` works without. Raises InputError if the file can't be read, FormatError if
+    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` or
+    `embedder` isn't the one it was written with. Every method raises FormatError on damage, and never returns
+    other text.
     """
 
-    def __init__(self, path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        codec: ArchiveCodec | None = None,
+        *,
+        embedder: Embedder | Encode | None = None,
+    ) -> None:
         self.path = os.fspath(path)
         self._codec = codec
         self._store = Store(self.path)
         self.manifest = self._store.manifest
-        if codec is not None:
-            try:
+        try:
+            self._embedder = None if embedder is None else self._checked(as_embedder(embedder))
+            if codec is not None:
                 self._check_model(codec)
-            except ModelMismatchError:
-                self.close()
-                raise
+        except ColazipError:
+            self.close()
+            raise
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._search_index: tuple[SearchIndex, np.ndarray] | None = None
+        self._embedded: EmbeddedCodec | None = None
 
     @classmethod
     def pack(
@@ -61,6 +80,7 @@ class Archive:
         records: Iterable[Record | str | bytes],
         *,
         codec: ArchiveCodec | None = None,
+        embedder: Embedder | Encode | None = None,
         layers: Sequence[str] | None = None,
         preset: str = SMALL,
         overwrite: bool = False,
@@ -70,7 +90,10 @@ class Archive:
     ) -> PackSummary:
         """Write an archive of `records` to `path`, which appears whole or not at all.
 
-        codec: None for the default model of the package. preset: `small`, the smallest archive; `balanced`
+        codec: None for the default model of the package. embedder: a function from texts to float [n, D]
+        whose vectors search runs on, in place of the model's; a bare function is known by its `__name__`,
+        give an `Embedder` to name it or to say more. The archive must be opened with it to be searched.
+        preset: `small`, the smallest archive; `balanced`
         and `fast` keep the exact text with zstd instead of gist and exact, `fast` with less effort. layers:
         what to keep of records, some of the preset's; None for all of them; exact needs gist.
         source: free-form JSON about where the records came from. batch_blocks: blocks of 64 KiB of text coded
@@ -78,8 +101,22 @@ class Archive:
         text bytes taken. Raises UsageError if `path` exists and `overwrite` is false, LockedError if another
         process is writing it, InputError for duplicate ids, unfit metadata, or a file that can't be written.
         """
+        from colazip.archive.embedded import pack_embedded
         from colazip.archive.writer import pack
 
+        if embedder is not None:
+            return pack_embedded(
+                path,
+                records,
+                codec or default_codec(),
+                as_embedder(embedder),
+                layers=layers,
+                preset=preset,
+                overwrite=overwrite,
+                source=source,
+                batch_blocks=batch_blocks,
+                progress=progress,
+            )
         return pack(
             path,
             records,
@@ -195,7 +232,7 @@ class Archive:
             raise UsageError(f"k must be at least 1, not {k}")
         if not query.strip() or not len(self):
             return []
-        codec = self._model()
+        codec = self._search_codec()
         index, parts = self._index()
         vector = codec.vectors([query.encode("utf-8", "replace").decode()])[0]
         positions, scores = index.search(vector, k, group)
@@ -230,6 +267,9 @@ class Archive:
             for section in group.sections.values():
                 if section.kind in sizes:
                     sizes[section.kind] += section.length
+        embedder = manifest.embedder
+        if embedder is not None:
+            sizes[SEARCH] += embedder.section.length
         sizes["container"] = self._store.file_bytes - sum(sizes.values())
         return {
             "path": self.path,
@@ -244,6 +284,7 @@ class Archive:
             "ratio": round(manifest.text_bytes / self._store.file_bytes, 4),
             "bytes": sizes,
             "layers": list(manifest.layers),
+            "embedder": embedder and {"name": embedder.name, "width": embedder.width, "kind": embedder.kind},
             "source": manifest.source,
         }
 
@@ -365,7 +406,7 @@ class Archive:
             from colazip.search import SearchIndex
 
             narrow = np.uint32 if self.manifest.parts < 1 << 32 else np.int64
-            index = SearchIndex(self._model().codebook, narrow)
+            index = SearchIndex(self._search_codec().codebook, narrow)
             parts: list[np.ndarray] = [np.empty(0, dtype=narrow)]
             for group_parts, owners, codes in self._codes():
                 index.add(codes, owners)
@@ -375,7 +416,7 @@ class Archive:
 
     def _codes(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""
-        codec = self._model()
+        codec = self._search_codec()
         width = codec.codebook.shape[0]
         for group, info in enumerate(self.manifest.groups):
             table, rows = self._store.tables(group)
@@ -420,6 +461,27 @@ class Archive:
             self._codec = codec
         return self._codec
 
+    def _checked(self, embedder: Embedder) -> Embedder:
+        """An embedder, if the archive was packed with it; else ModelMismatchError."""
+        known = self.manifest.embedder
+        if known is None or known.name != embedder.name:
+            own = "the model's own" if known is None else f"those of {known.name!r}"
+            raise ModelMismatchError(
+                f"{self.path}: its search vectors are {own}, not those of {embedder.name!r}; "
+                + ("open it without an embedder" if known is None else "open it with that embedder")
+            )
+        return embedder
+
+    def _search_codec(self) -> SearchCodec:
+        """Whose vectors the search codes stand for: the model, or the embedder that took its place."""
+        if self.manifest.embedder is None:
+            return self._model()
+        if self._embedded is None:
+            from colazip.archive.embedded import EmbeddedCodec
+
+            self._embedded = EmbeddedCodec(self._store, self._embedder)
+        return self._embedded
+
     def _check_model(self, codec: ArchiveCodec) -> None:
         if codec.id != self.model_id:
             raise ModelMismatchError(
@@ -428,9 +490,14 @@ class Archive:
             )
 
 
-def open_archive(path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> Archive:
-    """Open an archive for reading; the same as `Archive(path, codec)`."""
-    return Archive(path, codec)
+def open_archive(
+    path: str | os.PathLike[str],
+    codec: ArchiveCodec | None = None,
+    *,
+    embedder: Embedder | Encode | None = None,
+) -> Archive:
+    """Open an archive for reading; the same as `Archive(path, codec, embedder=embedder)`."""
+    return Archive(path, codec, embedder=embedder)
 
 
 def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
