@@ -538,7 +538,7 @@ def test_every_field_of_the_embedder_lies(tmp_path: Path) -> None:
             if manifest["embedder"][field] == lie:
                 continue
             manifest["embedder"][field] = lie
-        # What is sane by itself does not fit the codes, or the embedder.
+            # What is sane by itself does not fit the codes, or the embedder.
             with pytest.raises((FormatError, ModelMismatchError)) as caught:
                 hits(seal(body, manifest))
             assert "\n" not in str(caught.value)
