@@ -24,7 +24,7 @@ class Coded:
     gist: np.ndarray  # [2, N]
     moments: np.ndarray  # int64 [N]: class of token t at 2 t, its slot at 2 t + 1
     exact: np.ndarray  # [2, M]: slots of the open tokens
-    vector: np.ndarray  # float64 [D], a sum on the search head's grid
+    vector: np.ndarray  # float32 [P, D]: what each patch adds to a passage, on the search head's grid
 
     def gist_bits(self) -> float:
         return float(cost_bits(self.gist[1]).sum())
@@ -63,12 +63,12 @@ class LaneEncoder:
         return result
 
     def pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
-        """Search sums alone, float64 [D] of every lane."""
+        """Search summands alone, float32 [P, D] of every lane."""
         result: list[np.ndarray] = []
         with torch.inference_mode():
             for lo, hi, width in self._batches(lanes):
                 x, counts = self._tokens(table, lanes, lo, hi, width)
-                result += list(self._pool(x, counts, self._features(x, counts)))
+                result += self._pool(x, counts, self._features(x, counts))
         return result
 
     def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
@@ -92,8 +92,11 @@ class LaneEncoder:
         """What search sees of tokens [B, P, K]: the features of the gist of most detail."""
         return self._vae.features(self._vae.readout.named(x, 0), real_tokens(counts, x), 0)
 
-    def _pool(self, x: Tensor, counts: Tensor, features: Tensor) -> np.ndarray:
-        return self._search(features, x, counts).double().cpu().numpy()
+    def _pool(self, x: Tensor, counts: Tensor, features: Tensor) -> list[np.ndarray]:
+        """Search summands float32 [P, D] of each lane."""
+        summands = self._search.patches(features, x, counts).cpu().numpy()
+        ends = (-(-counts // self._patch)).tolist()
+        return [summands[i, :end].copy() for i, end in enumerate(ends)]
 
     def _run(self, x: Tensor, counts: Tensor, guesses: Tensor, detail: int, exact: bool) -> list[Coded]:
         """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], the block memory's

@@ -15,7 +15,7 @@ _NORM_CHUNK = 1 << 16
 
 
 class SearchIndex:
-    """Codes of the parts of an archive, each owned by a record; a record ranks by its best part.
+    """Codes of the passages of an archive, each owned by a record; a record ranks by its best passage.
 
     codebook: float32 [M, 256, D / M]. Memory: M + 4 bytes a code (M + 8 with `owner_type` int64).
     """
@@ -52,12 +52,12 @@ class SearchIndex:
             self._shortest = min(self._shortest, float(np.sqrt(nonzero.min(initial=np.inf))))
             self._longest = max(self._longest, float(np.sqrt(nonzero.max(initial=0.0))))
 
-    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, query: np.ndarray, k: int, group: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """The k best records, best first: float [D] -> (positions int64 [<= k], scores float32 [<= k]).
 
-        A position counts codes in the order of `add`; it is the best code of its record. Equal scores keep
-        that order. Exact: Faiss ranks by the inner product, and is asked for more candidates until none that
-        it left out could score higher once divided by its length.
+        A position counts codes in the order of `add`; it is the best code of its record, or with group false
+        any of the k best codes. Equal scores keep that order. Exact: Faiss ranks by the inner product, and is
+        asked for more candidates until none that it left out could score higher once divided by its length.
         """
         total = len(self)
         if total == 0 or k < 1 or not np.isfinite(query).all():
@@ -68,7 +68,8 @@ class SearchIndex:
             products, positions = self._index.search(query[None], fetch)
             products, positions = products[0], np.sort(positions[0])
             scores = _cosines(self._index.reconstruct_batch(positions), query)
-            best, scores = _best_of_each(positions, scores, self.owners[positions], k)
+            owners = self.owners[positions] if group else positions
+            best, scores = _best_of_each(positions, scores, owners, k)
             unseen = self._best_cosine(float(products[-1]))
             if fetch == total or (len(best) == k and scores[-1] > unseen + _SLACK):
                 return best, scores

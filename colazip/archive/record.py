@@ -23,12 +23,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Hit:
-    """One record found by a search. score: cosine; snippet: one line of at most 160 characters."""
+    """One record found by a search, or one passage of it.
+
+    score: cosine. snippet: one line of at most 160 characters of the passage that was found. text: all of
+    that passage, from the exact text, else the gist's reading, else empty. span: the passage's first byte and
+    end in the record; None in an archive without the exact text (its gist doesn't know).
+    """
 
     id: str
     score: float
     metadata: dict[str, Any]
     snippet: str
+    text: str = ""
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

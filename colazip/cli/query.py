@@ -63,23 +63,33 @@ def get(
 @click.argument("archive")
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits at most.")
+@click.option("--passages", is_flag=True, help="Show passages, not records: several of one perhaps.")
 @json_option
 @model_options
 @console_options
-def search(archive: str, query: str, k: int, as_json: bool, model: str | None, console: Console) -> None:
-    """Find records by meaning, best first: score (cosine), id, and the start of the text.
+def search(
+    archive: str, query: str, k: int, passages: bool, as_json: bool, model: str | None, console: Console
+) -> None:
+    """Find records by meaning, best first: score (cosine), id, and the start of the passage that matches.
 
-    JSON is a list of objects with id, score, metadata and snippet. Records that are no text to the model
-    (binary, scripts it never saw) have no vector and are not found.
+    A long record is searched by passages and ranks by its best one. JSON is a list of objects with id, score,
+    metadata, snippet and span: the passage's first byte and end in the record, null without the exact text.
+    Records that are no text to the model (binary, scripts it never saw) have no vector and are not found.
     """
     if not query.strip():
         raise UsageError("the query is empty; give some words")
     with open_archive(archive, model) as opened:
-        hits = opened.search(query, k)
+        hits = opened.search(query, k, group=not passages)
     if as_json:
         write_json(
             [
-                {"id": hit.id, "score": float(hit.score), "metadata": hit.metadata, "snippet": hit.snippet}
+                {
+                    "id": hit.id,
+                    "score": float(hit.score),
+                    "metadata": hit.metadata,
+                    "snippet": hit.snippet,
+                    "span": hit.span,
+                }
                 for hit in hits
             ]
         )
