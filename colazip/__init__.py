@@ -24,18 +24,33 @@ if TYPE_CHECKING:
     from colazip.codec import Codec as Codec
     from colazip.oneshot import compress as compress
     from colazip.oneshot import decompress as decompress
+    from colazip.prior import Prior as Prior
+    from colazip.sampling import Sampling as Sampling
 
 _WHERE = {
     "Archive": "colazip.archive:Archive",
     "Codec": "colazip.codec:Codec",
     "Hit": "colazip.archive:Hit",
+    "Prior": "colazip.prior:Prior",
     "Record": "colazip.archive:Record",
+    "Sampling": "colazip.sampling:Sampling",
     "compress": "colazip.oneshot:compress",
     "decompress": "colazip.oneshot:decompress",
     "open": "colazip.archive:open_archive",
 }
 
-__all__ = ["Archive", "Codec", "Hit", "Record", "__version__", "compress", "decompress", "open"]
+__all__ = [
+    "Archive",
+    "Codec",
+    "Hit",
+    "Prior",
+    "Record",
+    "Sampling",
+    "__version__",
+    "compress",
+    "decompress",
+    "open",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -344,6 +344,11 @@ class Codec:
             found.setdefault(int(some.lanes.part[i]), []).append((int(some.lanes.start[i]), levels, count))
         return {slot: [(lv, n) for _, lv, n in sorted(v, key=lambda s: s[0])] for slot, v in found.items()}
 
+    def plain_texts(self, block: Block) -> dict[int, str]:
+        """Texts of the parts of a block with a gist that are kept in PLAIN instead: slot -> text."""
+        (plain,) = _Opened([block], self).plain
+        return {slot: data.decode("utf-8", "replace") for slot, data in plain.items()}
+
     def read_levels(self, levels: np.ndarray, count: int) -> np.ndarray:
         """Gist reading of one segment: levels [P, K * C] -> tokens int64 [count]."""
         return self.read_segments([(levels, count)])[0]

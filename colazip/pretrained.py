@@ -87,9 +87,9 @@ class Model:
         """Raises ModelError if the tensors do not fit the configuration."""
         from colazip.nn.dit import DiT
 
-        prior = DiT(self.config)
+        prior = DiT.for_text(self.config)
         try:
-            prior.load_state_dict(_import_prior(self.tensors))
+            prior.load_state_dict(prior.completed(_import_prior(self.tensors)))
         except (RuntimeError, KeyError) as e:
             raise ModelError("weights.safetensors: the prior's weights do not fit config.json") from e
         return prior.eval().requires_grad_(False)

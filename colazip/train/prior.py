@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from colazip.nn.dit import DiT
+from colazip.nn.dit import DiT, knowledge
 from colazip.nn.vae import TextVAE, real_tokens
+from colazip.planes import coarser_cells
 from colazip.train.data import Batch, TokenStore, batches, gather
 from colazip.train.optimize import (
     Descent,
@@ -27,8 +29,9 @@ from colazip.train.optimize import (
 
 @dataclass(frozen=True)
 class PriorSchedule:
-    """One run. Times are logit-normal with mean `shift` (arXiv 2403.03206); history is hidden in a share
-    `unconditional`."""
+    """One run. Times are logit-normal with mean `shift` (arXiv 2403.03206), and uniform in a share `uniform`,
+    as sampling begins at time 0, which the former hardly ever draws. History is hidden in a share
+    `unconditional` of the sequences, and something is told in a share `informed` (see `draw_knowledge`)."""
 
     steps: int
     patches: int = 1024
@@ -37,23 +40,57 @@ class PriorSchedule:
     decay_from: float = 0.5
     weight_decay: float = 0.01
     shift: float = 0.0
+    uniform: float = 0.1
     unconditional: float = 0.1
+    informed: float = 0.5
     evaluate_every: int = 500
     save_every: int = 250
     seed: int = 1
 
 
-def flow_loss(prior: DiT, levels: Tensor, valid: Tensor, schedule: PriorSchedule) -> Tensor:
-    """Mean squared error of the velocity over real latents. levels [B, P, C], valid bool [B, P]."""
-    data = levels / prior.deviation
+def flow_loss(
+    prior: DiT, vectors: Tensor, valid: Tensor, schedule: PriorSchedule, cells: Sequence[float] = ()
+) -> Tensor:
+    """Mean squared error of the velocity over what is there and not known already.
+
+    vectors [B, P, C]; valid bool [B, P]; cells: widths of the cells that a vector may be known by.
+    """
+    data = vectors / prior.deviation
     blocks = -(-data.shape[1] // prior.block)
-    t = torch.sigmoid(torch.randn(len(data), blocks, device=data.device) + schedule.shift)
+    shape = len(data), blocks
+    t = torch.sigmoid(torch.randn(shape, device=data.device) + schedule.shift)
+    evenly = torch.rand(shape, device=data.device) < schedule.uniform
+    t = torch.where(evenly, torch.rand(shape, device=data.device), t)
     t = t.repeat_interleave(prior.block, 1)[:, : data.shape[1]]
     noise = torch.randn_like(data)
     noisy = (1 - t[..., None]) * noise + t[..., None] * data
     history = torch.rand(len(data), device=data.device) >= schedule.unconditional
-    velocity = prior(noisy, t, data, valid, history)
-    return (velocity - (data - noise)).square()[valid].mean()
+    known, open_ = None, valid
+    if schedule.informed:
+        centre, reach = draw_knowledge(vectors, schedule.informed, cells)
+        known = knowledge(centre / prior.deviation, reach / prior.deviation)
+        open_ = valid & (reach[..., 0] > 0)
+    velocity = prior(noisy, t, data, valid, history, known)
+    error = (velocity - (data - noise)).square().mean(-1)
+    return (error * open_).sum() / open_.sum().clamp_min(1)
+
+
+def draw_knowledge(vectors: Tensor, share: float, cells: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What training tells of vectors [B, P, C]: (centre, reach), both [B, P, C].
+
+    Of a share of the sequences, some vectors are known: all of these exactly, or all by the cells of one
+    width that their values lie in. Then the network fills in what is missing, or what is coarse.
+    """
+    count, device = len(vectors), vectors.device
+    kind = torch.randint(len(cells) + 1, (count,), device=device)
+    # Exactly known vectors leave something open. Cells are known of everything half of the time.
+    told = torch.rand(count, device=device)
+    told = torch.where(kind > 0, 2 * told, told) * (torch.rand(count, device=device) < share)
+    width = torch.tensor([0.0, *cells], device=device)[kind][:, None, None]
+    step = width.clamp_min(1e-9)
+    centre = torch.where(width > 0, torch.round(vectors / step) * step, vectors)
+    is_told = torch.rand(vectors.shape[:2], device=device) < told[:, None]
+    return centre, torch.where(is_told[..., None], width / 2, torch.inf).expand_as(vectors)
 
 
 @torch.no_grad()
@@ -67,12 +104,17 @@ def _latents(vae: TextVAE, batch: Batch, device: torch.device) -> tuple[Tensor, 
 @torch.no_grad()
 def _evaluate(
     prior: DiT, vae: TextVAE, held_out: list[Batch], schedule: PriorSchedule, device: torch.device
-) -> float:
+) -> dict[str, float]:
     state = torch.get_rng_state()
     torch.manual_seed(0)  # the same noise every time, so that figures compare
-    losses = [float(flow_loss(prior, *_latents(vae, b, device), schedule)) for b in held_out]
+    latents = [_latents(vae, b, device) for b in held_out]
+    free, told = replace(schedule, informed=0.0), replace(schedule, informed=1.0)
+    figures = {
+        "flow_loss": [float(flow_loss(prior, *some, free)) for some in latents],
+        "informed_flow_loss": [float(flow_loss(prior, *some, told, coarser_cells())) for some in latents],
+    }
     torch.set_rng_state(state)
-    return float(np.mean(losses))
+    return {name: float(np.mean(losses)) for name, losses in figures.items()}
 
 
 def train_prior(
@@ -89,7 +131,7 @@ def train_prior(
     vae.eval()
     torch.manual_seed(schedule.seed)
     config = vae.config
-    prior = DiT(config).to(device).train()
+    prior = DiT.for_text(config).to(device).train()
     length = config.segment * config.patch
     segments = train.segments(length)
     descent = Descent(
@@ -131,7 +173,7 @@ def train_prior(
     first = step
     while step < schedule.steps:
         batch = next(stream)
-        loss = flow_loss(prior, *_latents(vae, batch, device), schedule)
+        loss = flow_loss(prior, *_latents(vae, batch, device), schedule, coarser_cells())
         window.append(check_finite(loss, descent.backward(loss), step, batch, folder))
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
         descent.step(factor)
@@ -141,11 +183,11 @@ def train_prior(
             metrics.write({"step": step, "flow_loss": float(np.mean(window)), "steps_a_second": speed})
             window.clear()
         if step % schedule.evaluate_every == 0 or step == schedule.steps:
-            figures = {"flow_loss": _evaluate(prior, vae, held_out, schedule, device)}
+            figures = _evaluate(prior, vae, held_out, schedule, device)
             metrics.write({"step": step, "validation": "figures", **figures})
         if step % schedule.save_every == 0 or step == schedule.steps:
             state = {"model": prior.state_dict(), "optimizers": descent.state()}
             save_atomic({**state, "rng": torch.get_rng_state(), "step": step}, checkpoint)
     if not figures:
-        figures = {"flow_loss": _evaluate(prior, vae, held_out, schedule, device)}
+        figures = _evaluate(prior, vae, held_out, schedule, device)
     return prior, figures

@@ -57,3 +57,10 @@ def test_pipe_transport() -> None:
     out = run_example("pipe_transport.py")
     assert "receiver: 160 texts, all equal to what was sent" in out
     assert "sender: exact after" in out
+
+
+def test_image_prior() -> None:
+    out = run_example("image_prior.py", "--steps", "3")
+    assert "step 3: flow loss" in out
+    assert "filled in" in out
+    assert "score: real above the same patches shuffled" in out
