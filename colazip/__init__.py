@@ -25,19 +25,35 @@ if TYPE_CHECKING:
     from colazip.embedder import Embedder as Embedder
     from colazip.oneshot import compress as compress
     from colazip.oneshot import decompress as decompress
+    from colazip.prior import Prior as Prior
+    from colazip.sampling import Sampling as Sampling
 
 _WHERE = {
     "Archive": "colazip.archive:Archive",
     "Codec": "colazip.codec:Codec",
     "Embedder": "colazip.embedder:Embedder",
     "Hit": "colazip.archive:Hit",
+    "Prior": "colazip.prior:Prior",
     "Record": "colazip.archive:Record",
+    "Sampling": "colazip.sampling:Sampling",
     "compress": "colazip.oneshot:compress",
     "decompress": "colazip.oneshot:decompress",
     "open": "colazip.archive:open_archive",
 }
 
-__all__ = ["Archive", "Codec", "Embedder", "Hit", "Record", "__version__", "compress", "decompress", "open"]
+__all__ = [
+    "Archive",
+    "Codec",
+    "Embedder",
+    "Hit",
+    "Prior",
+    "Record",
+    "Sampling",
+    "__version__",
+    "compress",
+    "decompress",
+    "open",
+]
 
 
 def __getattr__(name: str) -> Any:

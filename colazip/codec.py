@@ -65,9 +65,9 @@ class Codec:
     batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
     the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
     the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. detail: of
-    the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. passage_tokens: what
-    a search code stands for in blocks, about so many tokens, a longer text gets several; None is one code a
-    part. Reading depends on neither. A Codec may be used by one thread at a time.
+    the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. passage_tokens:
+    what a search code stands for in blocks, about so many tokens, a longer text gets several; None is one code
+    a part. Reading depends on neither. A Codec may be used by one thread at a time.
     """
 
     def __init__(
@@ -394,6 +394,12 @@ class Codec:
             for slot, v in found.items()
         }
 
+    def plain_texts(self, block: Block) -> dict[int, str]:
+        """Texts of the parts of a block with a gist that are kept in PLAIN instead: slot -> text."""
+        detail, _ = _gist_head(block, self.model.config.details)
+        (plain,) = _Opened([block], detail, self).plain
+        return {slot: data.decode("utf-8", "replace") for slot, data in plain.items()}
+
     def read_tokens(self, gists: Sequence[Gist]) -> list[np.ndarray]:
         """Readings of gists: the likeliest tokens behind them, int64 [T] each."""
         result = [np.zeros(0, np.int64)] * len(gists)
@@ -409,10 +415,6 @@ class Codec:
             for b, mine in pieces.items():
                 result[which[b]] = np.concatenate([t for _, t in sorted(mine, key=lambda s: s[0])])
         return result
-
-    def latents(self, tokens: np.ndarray) -> np.ndarray:
-        """Latents of tokens [T], float32 [T, C]: their entries in the model's table."""
-        return self.model.places[tokens]
 
     # -- encoding
 

@@ -16,6 +16,7 @@ from colazip.tables import FORMATS, SUFFIXES, TableLayout, delimiter_of, writer
 
 if TYPE_CHECKING:
     from colazip.archive import Archive
+    from colazip.sampling import Sampling
 
 STDOUT = "-"
 FILES, TEXT = "files", "text"
@@ -74,14 +75,18 @@ def write_records(
     overwrite: bool = False,
     stdout: BinaryIO | None = None,
     progress: Progress | None = None,
+    denoise: bool = False,
+    detail: int | None = None,
+    options: Sampling | None = None,
 ) -> int:
     """Write every record as `plan` says; returns how many. Nothing appears under the name unless all is well.
 
-    layer: EXACT, or GIST for the approximate reading. Raises ColazipError or OSError.
+    layer: EXACT, or GIST for the approximate reading. denoise, detail, options: of the latter, as
+    `Archive.gists` takes them. Raises ColazipError or OSError.
     """
     if layer not in (EXACT, GIST):
         raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
-    records = _Counted(_read(archive, layer), progress)
+    records = _Counted(_read(archive, layer, denoise, detail, options), progress)
     if plan.format == FILES:
         with new_folder(plan.path or "", overwrite) as folder:
             for record in records:
@@ -119,7 +124,11 @@ def _write_stream(file: BinaryIO, records: Iterator[Record], plan: Plan) -> None
         writer(plan.format)(file, records, plan.layout)
 
 
-def _read(archive: Archive, layer: str) -> Iterator[Record]:
+def _read(
+    archive: Archive, layer: str, denoise: bool, detail: int | None, options: Sampling | None
+) -> Iterator[Record]:
+    if denoise and layer != GIST:
+        raise UsageError("only the gist can be denoised; add --from gist")
     if not (archive.holds_text if layer == EXACT else layer in archive.layers):
         held = ", ".join(archive.layers)
         other = "pack the source again"
@@ -131,7 +140,7 @@ def _read(archive: Archive, layer: str) -> Iterator[Record]:
     if layer == EXACT:
         yield from archive
         return
-    for key, reading in archive.gists():
+    for key, reading in archive.gists(denoise, detail, options):
         yield Record(reading.encode("utf-8", "surrogatepass"), key, archive.metadata(key))
 
 

@@ -21,6 +21,7 @@ from colazip.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
+    from colazip.cells import TokenCells
     from colazip.nn.dit import DiT
     from colazip.nn.portable import PortableNetworks, PortableVectors
     from colazip.nn.search_head import SearchHead
@@ -55,9 +56,10 @@ class Model:
         return self.tensors["search.codebook"]
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """Latents of all tokens, float32 [V, C]."""
-        return self.tensors["vae.places.q"].astype(np.float32) * self.tensors["vae.places.scale"]
+    def cells(self) -> TokenCells:
+        from colazip.cells import TokenCells
+
+        return TokenCells(self.tensors)
 
     @cached_property
     def portable(self) -> PortableNetworks:
@@ -92,9 +94,9 @@ class Model:
         """Raises ModelError if the tensors do not fit the configuration."""
         from colazip.nn.dit import DiT
 
-        prior = DiT(self.config)
+        prior = DiT.for_text(self.config)
         try:
-            prior.load_state_dict(_import_prior(self.tensors))
+            prior.load_state_dict(prior.completed(_import_prior(self.tensors)))
         except (RuntimeError, KeyError) as e:
             raise ModelError("weights.safetensors: the prior's weights do not fit config.json") from e
         return prior.eval().requires_grad_(False)
@@ -161,6 +163,13 @@ def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
             small = torch.int32 if value.dtype == torch.int64 else torch.float32
             tensors[prefix + name] = value.detach().to(small).contiguous()
     return tensors
+
+
+def token_cells(vae: TextVAE) -> TokenCells:
+    """Cells of a network as they will be once it is shipped."""
+    from colazip.cells import TokenCells
+
+    return TokenCells({name: value.cpu().numpy() for name, value in _export(vae, "vae.").items()})
 
 
 def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:

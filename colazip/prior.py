@@ -1,9 +1,16 @@
-"""What the diffusion prior does with stored latents: regenerate a record, from its gist reading to free
-variation."""
+"""What a diffusion prior does with sequences of vectors: denoise, fill in, continue, vary, score.
+
+Nothing here knows of text: vectors are rows of float arrays [P, C]. `colazip.variations` reads the results as
+text. A call takes many sequences and gives results in their order; the result of one depends on its place in
+the call (which picks its noise), on the seed and the options, not on what else is in the call, up to the
+rounding of float sums.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,67 +18,248 @@ import torch
 from torch import Tensor
 
 from colazip.errors import UsageError
-from colazip.layers import GIST, PLAIN, Block
-from colazip.nn.dit import DiT, History
-from colazip.nn.grid import LEVEL
+from colazip.nn.dit import DiT, History, knowledge
+from colazip.sampling import Sampling
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
+Vectors = np.ndarray  # float32 [P, C]
+_LAST_TIME = 0.98  # behind it the noise is far below the grain of any data worth a score
 
-def regenerate(
-    codec: Codec, parts: Sequence[tuple[Block, int]], *, strength: float = 0.3, steps: int = 8, seed: int = 0
-) -> str:
-    """Text of a record's parts, read from latents that were noised and denoised by the prior.
 
-    strength: 0 gives the gist reading, 1 starts from noise alone; in between the latents are taken back to
-    time 1 - strength of the flow and carried forward again in `steps` Euler steps, block after block. Parts
-    kept in PLAIN have no latents and come back as they are. Raises UsageError on values out of range.
+class Prior:
+    """A trained DiT at work.
+
+    grid: what the vectors hold: whole numbers within +-grid, to which results are rounded, or None for any
+    numbers. batch_size: sequences that pass through the network together. Arrays that come back are float32.
+    Methods raise UsageError on sequences that are not [P, C] for the network's C.
     """
-    if not 0.0 <= strength <= 1.0:
-        raise UsageError(f"strength {strength}: must lie between 0 and 1")
-    if not 1 <= steps <= 1000:
-        raise UsageError(f"steps {steps}: must lie between 1 and 1000")
-    generator = torch.Generator().manual_seed(seed)
-    texts = []
-    for block, slot in parts:
-        segments = codec.latents(block).get(slot)
-        if segments is None:
-            only = Block(block.count, {n: v for n, v in block.layers.items() if n in (GIST, PLAIN)})
-            texts.append(codec.read_gist([only])[0][slot])
-            continue
-        for levels, count in segments:
-            drawn = resample(codec.model.prior, levels, strength=strength, steps=steps, generator=generator)
-            tokens = codec.read_levels(drawn, count)
-            texts.append(codec.model.tokenizer.decode(tokens.tolist()).decode("utf-8", "replace"))
-    return "".join(texts)
+
+    def __init__(self, network: DiT, *, grid: int | None = None, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size}: must be at least 1")
+        self.network, self.grid, self.batch_size = network.eval(), grid, batch_size
+
+    @classmethod
+    def from_codec(cls, codec: Codec) -> Prior:
+        """The prior of a model, over latents of patches of tokens (`colazip.variations`). Raises
+        ModelError."""
+        return cls(codec.model.prior.to(codec.device), batch_size=codec.batch_size)
+
+    def denoise(
+        self,
+        sequences: Sequence[Vectors],
+        reach: float | Sequence[Vectors],
+        options: Sampling | None = None,
+    ) -> list[Vectors]:
+        """Sequences drawn from what is possible: every value within `reach` of the one given.
+
+        reach: half the width of the cell that a value is known by, one for all or an array a sequence; inf
+        where nothing is known, 0 where the value is. The sample is held inside the cells at every step, by
+        clamping the clean vectors that the network foresees.
+        """
+        reaches = [np.full(s.shape, reach, np.float32) for s in sequences] if np.isscalar(reach) else reach
+        return self._sample(sequences, reaches, options or Sampling())  # type: ignore[arg-type]
+
+    def infill(
+        self, sequences: Sequence[Vectors], missing: Sequence[np.ndarray], options: Sampling | None = None
+    ) -> list[Vectors]:
+        """Sequences with the missing vectors (bool [P] each) drawn anew; the others come back as they are.
+
+        Within a block the network sees what is known on both sides; of other blocks, those before.
+        """
+        reaches = []
+        for s, m in zip(sequences, missing, strict=True):
+            if m.shape != s.shape[:1]:
+                raise UsageError(f"a mask of shape {m.shape} for {len(s)} vectors: must be ({len(s)},)")
+            reaches.append(np.broadcast_to(np.where(m[:, None], np.inf, 0.0), s.shape))
+        return self._sample(sequences, reaches, options or Sampling())
+
+    def generate(
+        self, beginnings: Sequence[Vectors], count: int, options: Sampling | None = None
+    ) -> list[Vectors]:
+        """`count` vectors [count, C] that go on from each beginning ([0, C]: from nothing)."""
+        if count < 1:
+            raise UsageError(f"{count} vectors: at least 1 can be generated")
+        longer = [np.pad(b, ((0, count), (0, 0))) for b in beginnings]
+        missing = [np.arange(len(s)) >= len(s) - count for s in longer]
+        return [s[len(s) - count :] for s in self.infill(longer, missing, options)]
+
+    def variants(
+        self, sequences: Sequence[Vectors], strength: float, options: Sampling | None = None
+    ) -> list[Vectors]:
+        """Sequences noised back to time 1 - strength of the flow and carried forward again, block by block.
+
+        strength: 0 gives the sequences themselves, 1 starts from noise alone.
+        """
+        if not 0.0 <= strength <= 1.0:
+            raise UsageError(f"strength {strength}: must lie between 0 and 1")
+        if strength == 0.0:
+            return [np.array(s, np.float32) for s in sequences]
+        reaches = [np.full(s.shape, np.inf, np.float32) for s in sequences]
+        return self._sample(sequences, reaches, options or Sampling(), start=1.0 - strength)
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Vectors], *, draws: int = 16, seed: int = 0) -> np.ndarray:
+        """How likely each sequence is, float64 [N]: minus the bits a value that a variational bound gives, up
+        to a constant of the data. Higher is likelier; compare scores of one prior only.
+
+        The bound is the integral over time of the flow's squared error, t / (1 - t) of it at time t, which is
+        the error of the noise over the log signal-to-noise ratio (arXiv 2107.00630). draws: times, evenly
+        spread; the noise is the same for all sequences.
+        """
+        if draws < 1:
+            raise UsageError(f"draws {draws}: must be at least 1")
+        self._check(sequences)
+        result = np.zeros(len(sequences))
+        times = _LAST_TIME * (np.arange(draws) + 0.5) / draws
+        for rows, data, valid in self._batches(sequences):
+            network, total = self.network, torch.zeros(len(rows), device=data.device)
+            history = torch.ones(len(rows), dtype=torch.bool, device=data.device)
+            for draw, time in enumerate(times.tolist()):
+                noise = self._noise([(seed, draw)], data).expand_as(data)
+                noisy = (1 - time) * noise + time * data
+                t = torch.full(valid.shape, time, device=data.device)
+                error = (network(noisy, t, data, valid, history) - (data - noise)).square().mean(-1)
+                total += (error * valid).sum(1) / valid.sum(1).clamp_min(1) * (time / (1 - time))
+            result[rows] = -(total * (_LAST_TIME / draws)).cpu().numpy() / np.log(2.0)
+        return result
+
+    # -- sampling
+
+    @torch.inference_mode()
+    def _sample(
+        self,
+        sequences: Sequence[Vectors],
+        reaches: Sequence[np.ndarray],
+        options: Sampling,
+        *,
+        start: float = 0.0,
+    ) -> list[Vectors]:
+        self._check(sequences)
+        for s, r in zip(sequences, reaches, strict=True):
+            if np.shape(r) != s.shape or not (np.asarray(r) >= 0).all():
+                raise UsageError("a reach must be 0 or more, one for every value of its sequence")
+        result: list[Vectors] = [np.zeros(0, np.float32)] * len(sequences)
+        deviation = self.network.deviation
+        for rows, data, valid in self._batches(sequences):
+            reach = self._padded([np.asarray(reaches[i], np.float32) for i in rows], data.shape) / deviation
+            noise = self._noise([(options.seed, i) for i in rows], data)
+            drawn = (self._blocks(data, reach, valid, noise, options, start) * deviation).cpu().numpy()
+            for i, values in zip(rows, drawn, strict=True):
+                values = values[: len(sequences[i])]
+                # Scaling by the deviation and back is inexact: whole numbers and known values are put right.
+                values = values if self.grid is None else np.round(values)
+                result[i] = np.where(np.asarray(reaches[i]) > 0, values, sequences[i]).astype(np.float32)
+        return result
+
+    def _blocks(
+        self, data: Tensor, reach: Tensor, valid: Tensor, noise: Tensor, options: Sampling, start: float
+    ) -> Tensor:
+        """One batch, block after block: all [B, P, C] in units of the deviation but valid bool [B, P]."""
+        network = self.network
+        limit = torch.inf if self.grid is None else (self.grid + 0.5) / network.deviation
+        low, high = (data - reach).clamp_min(-limit), (data + reach).clamp_max(limit)
+        past = History(network.layers)
+        done = []
+        for lo in range(0, data.shape[1], network.block):
+            at = slice(lo, lo + network.block)
+            if not (reach[:, at] > 0).any():  # nothing to draw
+                drawn = data[:, at]
+            else:
+                known = knowledge(data[:, at], reach[:, at])
+                there = None if valid[:, at].all() else valid[:, at]
+                foresee = _Foresight(network, past, known, there, low[:, at], high[:, at], options.guidance)
+                x = start * data[:, at] + (1.0 - start) * noise[:, at]
+                drawn = integrate(foresee, x, start=start, steps=options.steps, solver=options.solver)
+                if self.grid is not None:
+                    drawn = self._round(drawn, low[:, at], high[:, at])
+            if lo + network.block < data.shape[1]:
+                network.finish(drawn, past)
+            done.append(drawn)
+        return torch.cat(done, 1) if done else data
+
+    def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The nearest vectors of the grid that lie in the cells."""
+        deviation = self.network.deviation
+        # A thousandth: bounds are sums of floats, a grid point must not fall out of its own cell.
+        least, most = torch.ceil(low * deviation - 1e-3), torch.floor(high * deviation + 1e-3)
+        return torch.round(x * deviation).clamp(least, torch.maximum(least, most)) / deviation
+
+    def _check(self, sequences: Sequence[Vectors]) -> None:
+        for s in sequences:
+            if s.ndim != 2 or s.shape[1] != self.network.channels:
+                raise UsageError(f"vectors of shape {s.shape}: this prior takes (P, {self.network.channels})")
+            if not np.isfinite(s).all():
+                raise UsageError("vectors must be finite numbers")
+
+    def _batches(self, sequences: Sequence[Vectors]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(which sequences, vectors [B, P, C] in units of the deviation, valid bool [B, P])."""
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        for lo in range(0, len(order), self.batch_size):
+            rows = order[lo : lo + self.batch_size]
+            longest = len(sequences[rows[-1]])
+            data = self._padded(
+                [sequences[i] for i in rows], torch.Size((len(rows), longest, self.network.channels))
+            )
+            lengths = torch.tensor([len(sequences[i]) for i in rows], device=data.device)
+            valid = torch.arange(longest, device=data.device) < lengths[:, None]
+            yield rows, data / self.network.deviation, valid
+
+    def _padded(self, arrays: Sequence[np.ndarray], shape: torch.Size) -> Tensor:
+        table = np.zeros(shape, np.float32)
+        for row, values in enumerate(arrays):
+            table[row, : len(values)] = values
+        return torch.from_numpy(table).to(self.network.deviation.device)
+
+    def _noise(self, seeds: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+        """Gaussian noise of the shape of `like` [B, P, C], each row from its own seed."""
+        rows = [np.random.default_rng(s).standard_normal(like.shape[1:], np.float32) for s in seeds]
+        return torch.from_numpy(np.stack(rows)).to(like.device)
 
 
-@torch.inference_mode()
-def resample(
-    prior: DiT, levels: np.ndarray, *, strength: float, steps: int, generator: torch.Generator
-) -> np.ndarray:
-    """Latent levels [P, C] -> new levels [P, C]: noised to time 1 - strength and denoised, block by block."""
-    if strength == 0.0:
-        return levels
-    device = prior.deviation.device
-    data = torch.from_numpy(np.ascontiguousarray(levels, np.float32)).to(device)[None] / prior.deviation
-    past = History(prior.layers)
-    result = []
-    for lo in range(0, data.shape[1], prior.block):
-        target = data[:, lo : lo + prior.block]
-        noise = torch.randn(target.shape, generator=generator).to(device)
-        x = strength * noise + (1.0 - strength) * target
-        x = integrate(prior, x, past, start=1.0 - strength, steps=steps)
-        rounded = torch.round(x * prior.deviation).clamp(-LEVEL, LEVEL)
-        prior.finish(rounded / prior.deviation, past)
-        result.append(rounded)
-    return torch.cat(result, 1)[0].cpu().numpy()
+@dataclass(frozen=True)
+class _Foresight:
+    """The clean block that the network foresees from a noisy one, held inside the known cells."""
+
+    network: DiT
+    past: History
+    known: Tensor
+    valid: Tensor | None
+    low: Tensor
+    high: Tensor
+    guidance: float
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        velocity = self.network.velocity(x, t, self.past, self.known, self.valid)
+        if self.guidance != 1.0:
+            # Classifier-free guidance (arXiv 2207.12598): away from what a block is with nothing before.
+            alone = History(self.network.layers)
+            free = self.network.velocity(x, t, alone, self.known, self.valid)
+            velocity = free + self.guidance * (velocity - free)
+        return torch.minimum(torch.maximum(x + (1.0 - t) * velocity, self.low), self.high)
 
 
-def integrate(prior: DiT, x: Tensor, past: History, *, start: float, steps: int) -> Tensor:
-    """Euler's method along the flow from time `start` to 1. x [B, n, C] in units of the prior's deviation."""
-    for i in range(steps):
-        t = start + (1.0 - start) * i / steps
-        x = x + prior.velocity(x, t, past) * ((1.0 - start) / steps)
+def integrate(
+    foresee: Callable[[Tensor, float], Tensor], x: Tensor, *, start: float, steps: int, solver: str
+) -> Tensor:
+    """x at time `start` -> x at time 1, along the flow whose clean vectors `foresee(x, t)` gives.
+
+    The velocity is (clean - x) / (1 - t), so with the clean vectors held still a step is exact, and lands on
+    them at time 1: what is clamped in `foresee` stays clamped. euler: one evaluation a step, first order.
+    midpoint: two, second order; no solver evaluates at time 1, where the velocity is not defined.
+    """
+    grid = [start + (1.0 - start) * i / steps for i in range(steps + 1)]
+    for t, after in pairwise(grid):
+        clean = foresee(x, t)
+        if solver == "midpoint":
+            middle = (t + after) / 2
+            clean = foresee(_towards(x, clean, t, middle), middle)
+        x = _towards(x, clean, t, after)
     return x
+
+
+def _towards(x: Tensor, clean: Tensor, t: float, after: float) -> Tensor:
+    kept = (1.0 - after) / (1.0 - t)
+    return kept * x + (1.0 - kept) * clean

@@ -25,7 +25,7 @@ def main(wanted: str) -> None:
             print(f"exact:\n{archive.get(wanted).decode()}\n")
             print(f"gist, one pass of the decoder:\n{archive.gist(wanted)}\n")
             for strength in (0.1, 0.3, 0.6):
-                text = archive.regenerate(wanted, strength=strength, steps=8, seed=1)
+                text = archive.regenerate(wanted, strength=strength, options=colazip.Sampling(seed=1))
                 print(f"regenerated, strength {strength}:\n{text}\n")
 
 

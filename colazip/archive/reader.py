@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -32,6 +33,7 @@ from colazip.presets import SMALL
 if TYPE_CHECKING:
     from colazip.archive.embedded import EmbeddedCodec
     from colazip.codec import Codec
+    from colazip.sampling import Sampling
     from colazip.search import SearchIndex
 
 _T = TypeVar("_T")
@@ -207,10 +209,19 @@ class Archive:
         texts = self._read_gists(group, blocks)
         return "".join(texts[block][slot] for block, slot in slots)
 
-    def gists(self) -> Iterator[tuple[str, str]]:
-        """(id, reading of the gist) in order, in bounded memory."""
+    def gists(
+        self, denoise: bool = False, detail: int | None = None, options: Sampling | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """(id, reading of the gist) in order, in bounded memory.
+
+        denoise: let the prior draw what the gist leaves open, as `options` say, and with `detail` as if the
+        gist had been written with that. Raises UsageError.
+        """
         self._need(GIST)
-        for group, start, parts in self._stream(self._read_gist, (GIST, PLAIN)):
+        read: Callable[[int, Sequence[int], Sequence[str]], list[list[str]]] = self._read_gist
+        if denoise:
+            read = partial(self._read_denoised, detail=detail, options=options)
+        for group, start, parts in self._stream(read, (GIST, PLAIN)):
             names = self._store.names(group, start, start + len(parts))
             yield from zip(names, map("".join, parts), strict=True)
 
@@ -243,21 +254,44 @@ class Archive:
             for r, s, passage in zip(records, scores, passages, strict=True)
         ]
 
-    def regenerate(self, id: str, *, strength: float = 0.3, steps: int = 8, seed: int = 0) -> str:
+    def regenerate(self, id: str, *, strength: float = 0.3, options: Sampling | None = None) -> str:
         """A variant of one record: its gist latents noised, denoised by the prior, and read.
 
-        strength: share of noise, 0 to 1. steps: of the solver. The same seed gives the same text.
+        strength: share of noise, 0 to 1. options: how it is drawn; the same seed gives the same text.
         """
+        codec, parts = self._gist_parts(id)
+        from colazip.variations import regenerate
+
+        text: str = regenerate(codec, parts, strength=strength, options=options)
+        return text
+
+    def fill(self, id: str, *, missing: float | Sequence[int] = 0.3, options: Sampling | None = None) -> str:
+        """The gist reading of one record with part of its latents taken away and drawn anew by the prior.
+
+        missing: a share of its patches, or the numbers of some from 0. Raises UsageError.
+        """
+        codec, parts = self._gist_parts(id)
+        from colazip.variations import fill
+
+        text: str = fill(codec, parts, missing=missing, options=options)
+        return text
+
+    def proceed(self, id: str, *, tokens: int = 200, options: Sampling | None = None) -> str:
+        """What the prior makes of how one record goes on, `tokens` tokens long. Raises UsageError."""
+        codec, parts = self._gist_parts(id)
+        from colazip.variations import proceed
+
+        text: str = proceed(codec, parts, tokens=tokens, options=options)
+        return text
+
+    def _gist_parts(self, id: str) -> tuple[Codec, list[tuple[Block, int]]]:
+        """The codec, and the parts of a record with what the prior needs: block, and slot in it."""
         self._need(GIST)
         group, row = self._locate(id)
         codec = self._model()
-        from colazip import prior
-
         slots, blocks = self._slots(group, row)
         loaded = {block: self._store.block(group, block, (GIST, PLAIN)) for block in blocks}
-        pairs = [(loaded[block], slot) for block, slot in slots]
-        text: str = prior.regenerate(cast("Codec", codec), pairs, strength=strength, steps=steps, seed=seed)
-        return text
+        return cast("Codec", codec), [(loaded[block], slot) for block, slot in slots]
 
     def info(self) -> dict[str, Any]:
         """What `colazip info` shows, JSON-ready. Reads nothing but the manifest. Sizes in bytes."""
@@ -321,6 +355,20 @@ class Archive:
 
     def _read_gist(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[str]]:
         return self._run(self._model().read_gist, group, blocks, layers)
+
+    def _read_denoised(
+        self,
+        group: int,
+        blocks: Sequence[int],
+        layers: Sequence[str],
+        *,
+        detail: int | None,
+        options: Sampling | None,
+    ) -> list[list[str]]:
+        from colazip.variations import denoise
+
+        codec = cast("Codec", self._model())
+        return self._run(partial(denoise, codec, detail=detail, options=options), group, blocks, layers)
 
     def _run(
         self,

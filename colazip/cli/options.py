@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from colazip.cli.console import Console
+from colazip.sampling import MAX_GUIDANCE, MAX_STEPS, SOLVERS, Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +41,44 @@ def console_options(function: F) -> F:
     @wraps(function)
     def command(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
         return function(*args, console=Console(quiet, verbose), **kwargs)
+
+    return command  # type: ignore[return-value]
+
+
+def sampling_options(function: F) -> F:
+    """Adds how the diffusion prior draws; the command gets `sampling`."""
+
+    @click.option(
+        "--steps",
+        type=click.IntRange(1, MAX_STEPS),
+        default=Sampling.steps,
+        show_default=True,
+        help="Steps of the prior: more is better.",
+    )
+    @click.option(
+        "--solver",
+        type=click.Choice(SOLVERS),
+        default=Sampling.solver,
+        show_default=True,
+        help="midpoint is of second order and runs the prior twice a step, euler once.",
+    )
+    @click.option(
+        "--guidance",
+        type=click.FloatRange(0, MAX_GUIDANCE),
+        default=Sampling.guidance,
+        show_default=True,
+        help="Above 1 the prior heeds what stands before more.",
+    )
+    @click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=Sampling.seed,
+        show_default=True,
+        help="Another seed gives another result.",
+    )
+    @wraps(function)
+    def command(*args: Any, steps: int, solver: str, guidance: float, seed: int, **kwargs: Any) -> Any:
+        return function(*args, sampling=Sampling(steps, solver, guidance, seed), **kwargs)
 
     return command  # type: ignore[return-value]
 

@@ -9,11 +9,15 @@ import click
 
 from colazip.cli.console import Console, data_output, printable, write_json
 from colazip.cli.model_option import model_options, open_archive
-from colazip.cli.options import console_options, force_option, json_option, layer_option
+from colazip.cli.options import console_options, force_option, json_option, layer_option, sampling_options
 from colazip.errors import RecordNotFoundError, UsageError
+from colazip.sampling import Sampling
 
 if TYPE_CHECKING:
     from colazip.archive import Archive
+
+
+_MOST_PATCHES = 1 << 24  # bounds what `--missing 0-99999999999` asks for
 
 
 @click.command()
@@ -107,29 +111,75 @@ def search(
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1),
-    default=0.3,
-    show_default=True,
-    help="How far from the record: 0 is its gist as it stands, 1 nothing of it.",
+    help="How far from the record: 0 is its gist as it stands, 1 nothing of it. [default: 0.3]",
+)
+@click.option("--fill", is_flag=True, help="Instead, take patches of the gist away and fill them in anew.")
+@click.option(
+    "--missing",
+    metavar="WHICH",
+    help="With --fill: a share of the patches, such as 0.3, or their numbers from 0, such as 3,5-8,12. "
+    "[default: 0.3]",
 )
 @click.option(
-    "--steps",
+    "--continue",
+    "more",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Steps of the prior: more is better.",
+    metavar="TOKENS",
+    help="Instead, write as many tokens of how the record might go on.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives another variant.")
+@sampling_options
 @model_options
 @console_options
 def regenerate(
-    archive: str, id: str, strength: float, steps: int, seed: int, model: str | None, console: Console
+    archive: str,
+    id: str,
+    strength: float | None,
+    fill: bool,
+    missing: str | None,
+    more: int | None,
+    sampling: Sampling,
+    model: str | None,
+    console: Console,
 ) -> None:
-    """Write a variant of a record: its gist, noised and denoised by the model's prior."""
+    """Write a variant of a record: its gist, noised and denoised by the model's prior.
+
+    A patch is a few neighbouring tokens, four in the model of the package. What the prior writes is a
+    reading of latents, as the gist is: near to text of the kind, not proofread.
+    """
+    if sum((strength is not None, fill, more is not None)) > 1:
+        raise UsageError("--strength, --fill and --continue exclude each other; give one")
+    if missing is not None and not fill:
+        raise UsageError("--missing says what to fill in; add --fill")
+    which = _missing("0.3" if missing is None else missing)
     with open_archive(archive, model) as opened:
         if id not in opened:
             raise RecordNotFoundError(f"{archive}: no record {id!r}; it has {_known_ids(opened)}")
-        text = opened.regenerate(id, strength=strength, steps=steps, seed=seed)
+        if fill:
+            text = opened.fill(id, missing=which, options=sampling)
+        elif more is not None:
+            text = opened.proceed(id, tokens=more, options=sampling)
+        else:
+            text = opened.regenerate(id, strength=0.3 if strength is None else strength, options=sampling)
     click.echo(text)
+
+
+def _missing(which: str) -> float | list[int]:
+    """`0.3` -> 0.3; `3,5-8` -> [3, 5, 6, 7, 8]. A lone number with a point is a share, any other a patch."""
+    try:
+        if "." in which:
+            return float(which)
+        numbers: list[int] = []
+        for item in which.split(","):
+            first, _, last = item.partition("-")
+            span = range(int(first), int(last or first) + 1)
+            if not span or span[-1] >= _MOST_PATCHES:
+                raise ValueError
+            numbers += span
+        return numbers
+    except ValueError:
+        raise UsageError(
+            f"--missing {which!r}: give a share such as 0.3, or patches such as 3,5-8,12"
+        ) from None
 
 
 def _read(archive: Archive, key: str, layer: str) -> bytes:

@@ -6,8 +6,10 @@ import click
 
 from colazip.cli.console import Console, amount, data_output
 from colazip.cli.model_option import model_options, open_archive
-from colazip.cli.options import console_options, force_option, layer_option
+from colazip.cli.options import console_options, force_option, layer_option, sampling_options
 from colazip.cli.progress import Progress
+from colazip.errors import UsageError
+from colazip.sampling import Sampling
 
 
 @click.command()
@@ -26,6 +28,17 @@ from colazip.cli.progress import Progress
     help="What to write: a file a record, the records joined, or a table.",
 )
 @layer_option
+@click.option(
+    "--denoise",
+    is_flag=True,
+    help="With --from gist: let the model's prior draw what the gist leaves open.",
+)
+@click.option(
+    "--detail",
+    type=click.IntRange(min=0),
+    help="With --denoise: read the gist as if it had been written with this detail. [default: as it was]",
+)
+@sampling_options
 @force_option
 @model_options
 @console_options
@@ -34,6 +47,9 @@ def unpack(
     output: str | None,
     format: str,
     layer: str,
+    denoise: bool,
+    detail: int | None,
+    sampling: Sampling,
     force: bool,
     model: str | None,
     console: Console,
@@ -47,6 +63,10 @@ def unpack(
     """
     from colazip.output import plan_output, write_records
 
+    if denoise and layer != "gist":
+        raise UsageError("--denoise reads the gist; add --from gist")
+    if detail is not None and not denoise:
+        raise UsageError("--detail goes with --denoise")
     with open_archive(archive, model) as opened:
         plan = plan_output(opened.source, archive, output, format)
         stdout = data_output(binary=plan.is_binary, force=force) if plan.path is None else None
@@ -54,7 +74,15 @@ def unpack(
         progress: Progress
         with Progress(console, "unpacking", lambda: progress.records / total) as progress:
             count = write_records(
-                opened, plan, layer=layer, overwrite=force, stdout=stdout, progress=progress
+                opened,
+                plan,
+                layer=layer,
+                overwrite=force,
+                stdout=stdout,
+                progress=progress,
+                denoise=denoise,
+                detail=detail,
+                options=sampling,
             )
     if plan.path is not None:
         console.note(f"{plan.path}: {amount(count, 'record')} from {archive}")

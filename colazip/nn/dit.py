@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from colazip.config import ModelConfig
+from colazip.config import ModelConfig, StackConfig
 
 _TIME_FEATURES = 64
+_KNOTS = 9
 
 
 class History:
@@ -77,26 +78,52 @@ class _Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity of noisy vectors given the finished blocks before them."""
+    """Velocity of noisy vectors given the finished blocks before them, and what is known of the vectors.
+
+    channels: of a vector; block: vectors of a block. Nothing in here knows what the vectors stand for.
+    """
 
     deviation: Tensor
+    knots: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, channels: int, stack: StackConfig, block: int) -> None:
         super().__init__()
-        width, self.block = config.prior.width, config.prior_block
-        self.channels, self.layers = config.patch * config.channels, config.prior.layers
-        self.head_width = width // config.prior.heads
-        self.enter = nn.Linear(self.channels, width)
+        width, self.block = stack.width, block
+        self.channels, self.layers = channels, stack.layers
+        self.head_width = width // stack.heads
+        self.enter = nn.Linear(channels, width)
+        # What a sum of the values can't say: hinges, as any function of one value is linear in them (a text's
+        # latents are cells, and neighbouring cells need not be alike), and what is known of the values.
+        self.register_buffer("knots", torch.linspace(-2.0, 2.0, _KNOTS), persistent=False)
+        self.bend = nn.Sequential(
+            nn.Linear((_KNOTS + 2) * channels, width), nn.GELU(), nn.Linear(width, width)
+        )
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU())
         self.modulate = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList(_Block(width, config.prior.heads) for _ in range(config.prior.layers))
-        self.leave = nn.Linear(width, self.channels)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-        # Standard deviation of each channel over the training text: the network sees unit variance.
-        self.register_buffer("deviation", torch.ones(self.channels))
+        self.blocks = nn.ModuleList(_Block(width, stack.heads) for _ in range(stack.layers))
+        self.leave = nn.Linear(width, channels)
+        for layer in (self.bend[2], self.modulate, self.leave):
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        # Standard deviation of each channel over the training data: the network sees unit variance.
+        self.register_buffer("deviation", torch.ones(channels))
+
+    @classmethod
+    def for_text(cls, config: ModelConfig) -> DiT:
+        """The prior over the latents of a Text VAE: a vector is a patch, K * C values."""
+        return cls(config.patch * config.channels, config.prior, config.prior_block)
+
+    def completed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state` of a model of an earlier release, with what it lacks as it stands here: without effect."""
+        return {k: v for k, v in self.state_dict().items() if k.startswith("bend.")} | state
+
+    def _enter(self, x: Tensor, known: Tensor | None) -> Tensor:
+        """Vectors [B, N, C] and what is known of them [B, N, 2 C] (None: nothing) -> [B, N, D]."""
+        if known is None:
+            known = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+        hinges = torch.relu(x[..., None] - self.knots).flatten(-2)
+        y: Tensor = self.enter(x) + self.bend(torch.cat([hinges, known], -1))
+        return y
 
     def _modulation(self, t: Tensor) -> Tensor:
         """t [...] in 0..1 -> [..., 6 D]."""
@@ -112,14 +139,23 @@ class DiT(nn.Module):
         angle = torch.arange(start, start + length, device=device)[:, None] * rate
         return torch.stack([angle.cos(), angle.sin()], -1)
 
-    def forward(self, noisy: Tensor, t: Tensor, clean: Tensor, valid: Tensor, history: Tensor) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        clean: Tensor,
+        valid: Tensor,
+        history: Tensor,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Training pass over whole sequences at once.
 
-        noisy, clean [B, P, C]; t [B, P], one value a block; valid bool [B, P]; history bool [B], False hides
-        the finished blocks (for classifier-free guidance). Returns velocities [B, P, C].
+        noisy, clean [B, P, C] in units of the deviation; t [B, P], one value a block; valid bool [B, P];
+        history bool [B], False hides the finished blocks (for classifier-free guidance); known [B, P, 2 C] of
+        `knowledge`, None for nothing. Returns velocities [B, P, C].
         """
         length = noisy.shape[1]
-        x = self.enter(torch.cat([clean, noisy], 1))
+        x = torch.cat([self._enter(clean, None), self._enter(noisy, known)], 1)
         modulation = self._modulation(torch.cat([torch.ones_like(t), t], 1))
         rotation = self._rotation(0, length, x.device).repeat(2, 1, 1)
         block = torch.arange(length, device=x.device) // self.block
@@ -136,24 +172,40 @@ class DiT(nn.Module):
             x = layer(x, modulation, rotation, mask[:, None], None, i, False)
         return self.leave(functional.layer_norm(x[:, length:], x.shape[-1:]))
 
-    def velocity(self, x: Tensor, t: float, past: History) -> Tensor:
-        """Velocity of one noisy block [B, n, C] at time t after the finished blocks in `past`."""
-        return self.leave(
-            functional.layer_norm(self._run(x, t, past, keep=False), (self.enter.out_features,))
-        )
+    def velocity(
+        self, x: Tensor, t: float, past: History, known: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """Velocity of one noisy block [B, n, C] at time t after the finished blocks in `past`.
 
-    def finish(self, x: Tensor, past: History) -> None:
-        """Append a finished block [B, n, C] to `past`."""
-        self._run(x, 1.0, past, keep=True)
+        known [B, n, 2 C] of `knowledge`; valid bool [B, n], None if all of the block is there.
+        """
+        x = self._run(self._enter(x, known), t, past, valid, keep=False)
+        return self.leave(functional.layer_norm(x, (self.enter.out_features,)))
+
+    def finish(self, x: Tensor, past: History, valid: Tensor | None = None) -> None:
+        """Append a finished block [B, n, C] to `past`. Where some of it is not valid, the sequence ends."""
+        self._run(self._enter(x, None), 1.0, past, valid, keep=True)
         past.length += x.shape[1]
 
-    def _run(self, x: Tensor, t: float, past: History, *, keep: bool) -> Tensor:
+    def _run(self, x: Tensor, t: float, past: History, valid: Tensor | None, *, keep: bool) -> Tensor:
         modulation = self._modulation(torch.full(x.shape[:2], t, device=x.device))
         rotation = self._rotation(past.length, x.shape[1], x.device)
-        x = self.enter(x)
+        mask = None
+        if valid is not None:
+            mask = functional.pad(valid, (past.length, 0), value=True)[:, None, None]
         for i, layer in enumerate(self.blocks):
-            x = layer(x, modulation, rotation, None, past, i, keep)
+            x = layer(x, modulation, rotation, mask, past, i, keep)
         return x
+
+
+def knowledge(centre: Tensor, reach: Tensor) -> Tensor:
+    """What is known of values, as the network sees it: each lies within `reach` of `centre`.
+
+    Both [..., C] in units of the deviation, reach 0 where a value is known and inf where nothing is.
+    Returns [..., 2 C]: how sure (1 to 0), and the centre times that.
+    """
+    sure = 1.0 / (1.0 + reach)
+    return torch.cat([sure, torch.where(sure > 0, centre, 0.0) * sure], -1)
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:

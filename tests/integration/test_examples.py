@@ -64,3 +64,10 @@ def test_langchain_retriever() -> None:
     out = run_example("langchain_retriever.py", "how long should green tea steep")
     assert out.endswith("Question: how long should green tea steep\n")
     assert out.count("\n[") == 3
+
+
+def test_image_prior() -> None:
+    out = run_example("image_prior.py", "--steps", "3")
+    assert "step 3: flow loss" in out
+    assert "best guess" in out and "filled in" in out
+    assert "score: real above the same patches shuffled" in out

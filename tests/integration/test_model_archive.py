@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colazip import Archive, Record
+from colazip import Archive, Record, Sampling
 from colazip.errors import ColazipError, MissingLayerError, ModelMismatchError
 from colazip.layers import GIST, SEARCH
 from tests.plain_codec import PlainCodec
@@ -58,7 +58,7 @@ def test_everything_the_archive_offers(tmp_path: Path) -> None:
         assert "p/7" in [h.id for h in hits] and len(hits) == 5
         assert "binary" not in [h.id for h in archive.search("anything at all", 50)]
         assert archive.regenerate("p/2", strength=0.0) == archive.gist("p/2")
-        assert isinstance(archive.regenerate("p/2", strength=1.0, steps=2), str)
+        assert isinstance(archive.regenerate("p/2", strength=1.0, options=Sampling(2)), str)
         archive.strip(["exact"], tmp_path / "b.cola")
     with Archive(tmp_path / "b.cola", tiny_codec()) as small:
         assert small.layers == (SEARCH, GIST)

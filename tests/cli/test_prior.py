@@ -1,0 +1,62 @@
+"""Options of the diffusion prior: what does not go together is one line, before anything heavy loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import colazip
+from tests.cli.conftest import process
+
+TEXT = "The harbour was quiet in the morning, and the boats lay side by side, waiting for the tide to turn.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("regenerate", "a.cola", "x", "--fill", "--strength", "0.2"), "exclude each other"),
+        (("regenerate", "a.cola", "x", "--fill", "--continue", "20"), "exclude each other"),
+        (("regenerate", "a.cola", "x", "--missing", "0.3"), "add --fill"),
+        (("regenerate", "a.cola", "x", "--fill", "--missing", "some"), "give a share"),
+        (("regenerate", "a.cola", "x", "--fill", "--missing", "5-3"), "give a share"),
+        (("regenerate", "a.cola", "x", "--fill", "--missing", "0-99999999999"), "give a share"),
+        (("regenerate", "a.cola", "x", "--steps", "0"), "--steps"),
+        (("regenerate", "a.cola", "x", "--solver", "rk4"), "--solver"),
+        (("regenerate", "a.cola", "x", "--seed", "-1"), "--seed"),
+        (("regenerate", "a.cola", "x", "--guidance", "nan"), "guidance"),
+        (("unpack", "a.cola", "--denoise"), "--from gist"),
+    ],
+)
+def test_wrong_usage(fails: Callable[..., str], arguments: tuple[str, ...], said: str) -> None:
+    assert said in fails(*arguments, code=2)
+
+
+@pytest.mark.skipif(
+    not (Path(colazip.__file__).parent / "models").is_dir(), reason="this checkout has no model"
+)
+def test_with_the_model_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "boat").write_text(TEXT)
+    quick = ("--steps", "1", "--solver", "euler")
+
+    def run(*arguments: str, code: int = 0) -> bytes:
+        result = process(*arguments, cwd=tmp_path)
+        assert result.returncode == code, result
+        return result.stderr if code else result.stdout
+
+    run("pack", "boat", "-o", "a.cola", "--layers", "gist")
+    reading = run("get", "a.cola", "boat", "--from", "gist")
+    assert run("regenerate", "a.cola", "boat", "--strength", "0", *quick).strip() == reading.strip()
+    assert (
+        run("regenerate", "a.cola", "boat", "--fill", "--missing", "0-3", *quick).strip() != reading.strip()
+    )
+    assert run("regenerate", "a.cola", "boat", "--continue", "40", *quick).strip()
+    denoised = run("unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick)
+    assert denoised.strip() and denoised == run(
+        "unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick
+    )
+    outside = run("regenerate", "a.cola", "boat", "--fill", "--missing", "9999", *quick, code=2)
+    assert b"patches" in outside and outside.count(b"\n") == 1
+    nothing = run("unpack", "a.cola", "--from", "gist", "--denoise", "--planes", "2", "-o", "-", code=2)
+    assert b"nothing to denoise" in nothing and nothing.count(b"\n") == 1
