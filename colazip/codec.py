@@ -66,8 +66,8 @@ class Codec:
     the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
     the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. detail: of
     the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. passage_tokens:
-    what a search code stands for in blocks, about so many tokens, a longer text gets several; None is one code
-    a part. Reading depends on neither. A Codec may be used by one thread at a time.
+    what a search code stands for in blocks, about so many tokens, a longer text gets several; None is one
+    code a part. Reading depends on neither. A Codec may be used by one thread at a time.
     """
 
     def __init__(

@@ -14,10 +14,9 @@ def render(
     """Markdown of the card."""
     vae, count = figures["vae"], figures["parameters"]
     rows = [
-        ("bits a byte, exact layer given the gist", vae["exact_bpb"]),
-        ("bits a byte, gist layer", vae["rate_bpb"]),
         ("bits a byte, gist and exact", vae["total_bpb"]),
-        ("bits a byte, coarse plane of the gist alone", vae["coarse_bpb"]),
+        ("bits a byte, gist", vae["gist_bpb"]),
+        ("bits a byte, exact layer given the gist", vae["exact_bpb"]),
         ("share of tokens the gist reading gets right", vae["gist_accuracy"]),
         ("flow-matching loss of the prior", figures["prior"]["flow_loss"]),
         ("search: queries whose own passage is first of 512", figures["search"]["hit_at_1"]),
@@ -29,10 +28,10 @@ def render(
     search_steps = recipe.search.token_steps + recipe.search.joint_steps
     # Segments are padded a little to a common length, hence "at most".
     seen = recipe.vae.steps * recipe.vae.patches * recipe.model.patch
-    steps = f"{recipe.vae.steps} of {recipe.vae.patches} latents (VAE), {recipe.prior.steps} (prior)"
+    steps = f"{recipe.vae.steps} of {recipe.vae.patches} patches (VAE), {recipe.prior.steps} (prior)"
     return f"""# {recipe.model.name}
 
-A Text VAE with its exact coder, latent prior and search head, for use with colazip.
+A Text VAE with its coder, latent prior and search head, for use with colazip.
 
 - Parameters: {count["vae"]:,} coding, {count["prior"]:,} prior, {count["search"]:,} search head; int8.
 - Training text: {megabytes:.1f} MB ({tokens:,} tokens) from {", ".join(files)}.{left_out}
