@@ -93,7 +93,8 @@ class Codec:
     def _encoder(self) -> LaneEncoder:
         from colazip.encode import LaneEncoder
 
-        return LaneEncoder(self.model.vae.to(self.device), self.model.search.to(self.device), self.batch_size)
+        vae, search = self.model.vae.to(self.device), self.model.search.to(self.device)
+        return LaneEncoder(vae, search, self.model.rows, self.batch_size)
 
     def _few(self, lanes: Lanes) -> bool:
         """Whether NumPy is the faster way to run these lanes."""
@@ -318,12 +319,15 @@ class Codec:
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         table = _token_table([[t] for t in tokens], lanes)
-        if self._few(lanes):
-            rows = [self.model.vectors.sums(table[i, :n]) for i, n in enumerate(lanes.count)]
-        else:
-            rows = self._encoder.pool(lanes, table)
+        rows = self._pool(lanes, table)
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
+
+    def _pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
+        """Search sums float64 [D] of every lane of the tokens int64 [L, T]."""
+        if self.model.vectors.silent or self._few(lanes):
+            return [self.model.vectors.sums(table[i, :n]) for i, n in enumerate(lanes.count)]
+        return self._encoder.pool(lanes, table)
 
     def plain_slots(self, block: Block) -> np.ndarray:
         """int64 [n]: the parts whose text is in PLAIN."""
@@ -390,8 +394,8 @@ class Codec:
         table = _token_table(tokens, lanes)
         if GIST in layers:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
-        # Vectors alone, or beside plain text: of the networks the encoder is enough.
-        sums = self._encoder.pool(lanes, table)
+        # Vectors alone, or beside plain text: of the networks the encoder is enough, if it is needed at all.
+        sums = self._pool(lanes, table)
         result = []
         for b, parts in enumerate(blocks):
             made = {SEARCH: self._search_layer(b, len(parts), lanes, sums)}

@@ -43,13 +43,18 @@ class ModelConfig:
     prior_block: int = 16  # latents of a block of the DiT prior
     vector: int = 128  # width of search vectors
     code_bytes: int = 32  # bytes of a search code
+    word_rows: int = 0  # search rows that words of several tokens share by their hash; 0 is none, as of old
 
     @property
     def vocabulary(self) -> int:
         return self.classes * self.slots
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Fields that older releases do not know are left out where they ask for nothing new."""
+        fields = dataclasses.asdict(self)
+        if not self.word_rows:
+            del fields["word_rows"]
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:

@@ -15,6 +15,7 @@ from colazip.memory import recall
 from colazip.nn.exact import frequencies
 from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE, cell_index, coarse_plane, real_tokens, token_history
+from colazip.vectors import RowSums
 
 
 @dataclass
@@ -45,10 +46,12 @@ class Coded:
 
 
 class LaneEncoder:
-    """Runs the networks of one model. batch: lanes that pass together."""
+    """Runs the networks of one model. batch: lanes that pass together; rows: the search head's, of tokens and
+    words."""
 
-    def __init__(self, vae: TextVAE, search: SearchHead, batch: int) -> None:
-        self._vae, self._search, self._batch = vae, search, batch
+    def __init__(self, vae: TextVAE, search: SearchHead, rows: RowSums, batch: int) -> None:
+        self._vae, self._search, self._rows, self._batch = vae, search, rows, batch
+        self._silent = search.silent
         self._patch, self._channels = vae.config.patch, vae.config.channels
         self._device = vae.readout.token_of.device
 
@@ -95,7 +98,11 @@ class LaneEncoder:
     def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
         """(levels float32 [B, P, K * C], search sums float64 [B, D]) of one batch of lanes."""
         levels, hidden = self._vae.encode(x, real_tokens(counts, x))
-        return levels, self._search(hidden, x, counts).double().cpu().numpy()
+        flat = x.flatten(1).cpu().numpy()
+        sums = np.stack([self._rows.sums(flat[i, :n]) for i, n in enumerate(counts.tolist())])
+        if not self._silent:
+            sums += self._search(hidden, real_tokens(counts, x)[..., 0]).double().cpu().numpy()
+        return levels, sums
 
     def _run(self, x: Tensor, counts: Tensor, guesses: Tensor | None) -> list[Coded]:
         """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], for the exact layer

@@ -17,6 +17,7 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
+from colazip.vectors import RowSums, pack_rows
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,13 @@ class Model:
     def vectors(self) -> PortableVectors:
         from colazip.nn.portable import PortableVectors
 
-        return PortableVectors(self.config, self.tensors)
+        return PortableVectors(self.config, self.tensors, self.rows)
+
+    @cached_property
+    def rows(self) -> RowSums:
+        """The search head's rows of tokens and words."""
+        packed, scale = self.tensors["search.tokens.q"], self.tensors["search.tokens.scale"]
+        return RowSums(packed, scale, self.config.vector, self.tokenizer.table, self.config.word_rows)
 
     @cached_property
     def vae(self) -> TextVAE:
@@ -79,6 +86,7 @@ class Model:
         from colazip.nn.search_head import SearchHead
 
         search = SearchHead(self.config)
+        search.rows = None  # shipped packed, see `rows`
         _import(search, "search.", self.tensors)
         return search
 
@@ -156,6 +164,22 @@ def _export(root: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
             small = torch.int32 if value.dtype == torch.int64 else torch.float32
             tensors[prefix + name] = value.detach().to(small).contiguous()
     return tensors
+
+
+def _export_search(search: SearchHead, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Rows in 4 bits where words have some, in 8 where not, as of old."""
+    import torch
+
+    from colazip.nn.exact import quantize_rows
+
+    tensors = _export(search, "search.")
+    rows = tensors.pop("search.rows")
+    if config.word_rows:
+        q, scale = (torch.from_numpy(part) for part in pack_rows(rows.cpu().numpy()))
+    else:
+        q, scale = quantize_rows(rows)
+        q = q.to(torch.int8)
+    return {**tensors, "search.tokens.q": q.contiguous(), "search.tokens.scale": scale.contiguous()}
 
 
 def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:
@@ -242,7 +266,7 @@ def from_networks(
     dictionary: bytes | None = None,
 ) -> Model:
     """The model that these networks are once they are shipped, quantized."""
-    shipped = {**_export(vae, "vae."), **_export(search, "search."), **_export_prior(prior)}
+    shipped = {**_export(vae, "vae."), **_export_search(search, config), **_export_prior(prior)}
     tensors = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in shipped.items()}
     identity = model_id(config, tokenizer, tensors, dictionary)
     return Model(identity, config, tokenizer, tensors, dictionary)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from colazip.words import WordHash
 
 
 def unit(sums: np.ndarray) -> np.ndarray:
@@ -29,3 +33,50 @@ def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
             distance += gap * gap
         codes[lo : lo + 256] = distance.argmin(-1)
     return codes
+
+
+def unpack_rows(packed: np.ndarray, columns: int) -> np.ndarray:
+    """Integers as shipped -> int8 [R, D]: as they are, or two of -7 to 7 in a byte, the even column low."""
+    if packed.dtype == np.int8:
+        return packed
+    pairs = np.stack([packed & 15, packed >> 4], -1).astype(np.int8) - np.int8(8)
+    return pairs.reshape(len(packed), columns)
+
+
+def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [R, D], D even -> (two integers of -7 to 7 in each byte, uint8 [R, D / 2]; scales float32 [R,
+    1])."""
+    top = np.abs(rows).max(-1, keepdims=True)
+    scale = np.where(top > 0, top, 1.0).astype(np.float32) / np.float32(7.0)
+    q = (np.rint(rows / scale) + 8).astype(np.uint8)
+    return q[:, ::2] | q[:, 1::2] << 4, scale
+
+
+class RowSums:
+    """Sum over a text of a row for each token and, if the model has such rows, for each word of several
+    tokens.
+
+    packed, scale: `search.tokens` as shipped; token_bytes: of each token; word_rows: how many rows words
+    share. Rows are put on a grid of 1/256 within +-127 and added up as integers.
+    """
+
+    def __init__(
+        self,
+        packed: np.ndarray,
+        scale: np.ndarray,
+        columns: int,
+        token_bytes: Sequence[bytes],
+        word_rows: int,
+    ) -> None:
+        rows = unpack_rows(packed, columns).astype(np.float32) * scale
+        self._rows = np.rint(np.clip(rows, -127.0, 127.0) * np.float32(256.0)).astype(np.int16)
+        self._words = WordHash(token_bytes) if word_rows else None
+        self._tokens, self._word_rows = len(token_bytes), word_rows
+
+    def sums(self, tokens: np.ndarray) -> np.ndarray:
+        """tokens int64 [T] -> float64 [D]."""
+        total = self._rows[tokens].sum(0, dtype=np.int64)
+        if self._words is not None:
+            rows = self._tokens + self._words.words(tokens)[0] % np.uint32(self._word_rows)
+            total += self._rows[rows].sum(0, dtype=np.int64)
+        return total / 256.0

@@ -25,6 +25,7 @@ from colazip.nn.grid import (
     cell_index,
     ngram_rows,
 )
+from colazip.vectors import RowSums
 
 _F = np.float32
 _TINY = _F(2.0**-121)
@@ -374,25 +375,28 @@ class PortableNetworks:
 
 
 class PortableVectors:
-    """Search sums of texts, as `TextVAE.encode` and `SearchHead` compute them."""
+    """Search sums of texts, as `TextVAE.encode`, `SearchHead` and `RowSums` compute them."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray], rows: RowSums) -> None:
         self._patch = config.patch
         encoder, search = Weights(tensors, "vae.").under("encoder"), Weights(tensors, "search.")
         self._embed = Embedding(Weights(tensors, "vae.").under("embed"))
         self._enter = Linear(encoder.under("patch"))
         self._stack = Stack(encoder.under("stack"), config.encoder, causal=False)
         self._states = Linear(search.under("states"), norm=True)
-        self._rows = Embedding(search.under("tokens"))
+        self._rows = rows
+        self.silent = not tensors["search.states.q"].any()  # the sums read no network
 
     def sums(self, tokens: np.ndarray) -> np.ndarray:
         """tokens int64 [T] of one segment -> float64 [D], a sum on the search head's grid."""
+        rows = self._rows.sums(tokens)
+        if self.silent:
+            return rows
         padded = np.zeros(-(-len(tokens) // self._patch) * self._patch, np.int64)
         padded[: len(tokens)] = tokens
         x = self._embed(padded).reshape(len(padded) // self._patch, -1)
-        hidden = self._stack.forward(self._enter(x))
-        rows, states = _on_grid(self._rows(tokens)), _on_grid(self._states(hidden))
-        return rows.astype(np.float64).sum(0) + states.astype(np.float64).sum(0)
+        states = _on_grid(self._states(self._stack.forward(self._enter(x))))
+        return rows + states.astype(np.float64).sum(0)
 
 
 def _on_grid(x: np.ndarray) -> np.ndarray:

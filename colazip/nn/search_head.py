@@ -1,4 +1,4 @@
-"""Search vectors: pooled encoder states and token rows -> a unit vector, the same bits on every machine."""
+"""Search vectors: rows of tokens and words, and pooled encoder states, summed over a text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from colazip.config import ModelConfig
-from colazip.nn.exact import ExactEmbedding, ExactLinear
+from colazip.nn.exact import ExactLinear
 from colazip.nn.layers import straight_through
 
 # Summands live on a grid of 1/256 within +-127, so that up to 512 of them add up exactly in float32.
@@ -15,30 +15,42 @@ _TOP = 127.0
 
 
 class SearchHead(nn.Module):
-    """Sum over a text of a projection of each patch's encoder state and of a row for each token.
+    """Sum over a text of a row for each token and word, and of a projection of each patch's encoder state.
 
-    The rows learn which tokens matter and where they point; the states bring in context.
+    The rows learn which tokens matter and where they point; the states bring in context. `forward` gives the
+    states' part; that of the rows needs no network and is `colazip.vectors.RowSums`. A head whose projection
+    is zero is `silent`: its vectors come of the rows alone.
     """
 
     codebook: Tensor
+    rows: nn.Parameter | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.vocabulary = config.vocabulary
         self.states = ExactLinear(config.encoder.width, config.vector, norm=True, zero=True)
-        self.tokens = ExactEmbedding(config.vocabulary, config.vector)
+        # Of tokens, then of words; float while training, packed once shipped.
+        self.rows = nn.Parameter(torch.randn(config.vocabulary + config.word_rows, config.vector) * 0.5)
         # Centroids of the product quantizer behind the search codes [M, 256, D / M].
         self.register_buffer(
             "codebook", torch.zeros(config.code_bytes, 256, config.vector // config.code_bytes)
         )
 
-    def forward(self, hidden: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
-        """hidden [B, P, W], tokens int64 [B, P, K], counts int64 [B] -> sums over each segment [B, D]."""
-        patch = tokens.shape[-1]
-        real = torch.arange(tokens.shape[1] * patch, device=tokens.device)[None] < counts[:, None]
-        real = real.view(tokens.shape)
-        rows = (_on_grid(self.tokens(tokens)) * real[..., None]).sum(2)  # [B, P, D]
-        states = _on_grid(self.states(hidden)) * real[..., :1]
-        return (rows + states).sum(1)
+    @property
+    def trainable(self) -> nn.Parameter:
+        """The rows, float32 [V + W, D]. Raises ValueError in a shipped head."""
+        if self.rows is None:
+            raise ValueError("the rows are packed: there is nothing to train")
+        return self.rows
+
+    @property
+    def silent(self) -> bool:
+        weight = self.states.q if self.states.weight is None else self.states.weight
+        return not bool(weight.any())
+
+    def forward(self, hidden: Tensor, valid: Tensor) -> Tensor:
+        """hidden [B, P, W], valid bool [B, P] -> sums over the patches of each lane [B, D]."""
+        return (_on_grid(self.states(hidden)) * valid[..., None]).sum(1)
 
 
 def _on_grid(x: Tensor) -> Tensor:

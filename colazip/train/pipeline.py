@@ -22,6 +22,8 @@ from colazip.train.dictionary import train_dictionary
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_head import train_search_head
+from colazip.train.search_rows import train_rows
+from colazip.train.teacher import Embed, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.train.vae import train_vae
 
 
@@ -36,12 +38,14 @@ def run(
     device: str = "cpu",
     resume: bool = False,
     initial: Path | None = None,
+    teacher: Embed | None = None,
 ) -> str:
     """Train everything and write `out/model`; returns the model's id.
 
-    initial: `vae/checkpoint.pt` of another run to start from. With `resume`, finished stages are taken as
-    they are and the one under way goes on from its checkpoint. Raises InputError when there is nothing to
-    read, or when `out` already holds a run and `resume` is not given.
+    initial: `vae/checkpoint.pt` of another run to start from. teacher: an embedder that the search head
+    learns from, texts -> unit vectors float32 [N, T]; without one it learns from the text alone. With
+    `resume`, finished stages are taken as they are and the one under way goes on from its checkpoint. Raises
+    InputError when there is nothing to read, or when `out` already holds a run and `resume` is not given.
     """
     if (out / "recipe.json").exists() and not resume:
         raise InputError(
@@ -77,6 +81,25 @@ def run(
     def started(stage: str) -> bool:
         return resume and (out / stage / "checkpoint.pt").exists()
 
+    taught = teacher is not None
+    schedule = recipe.rows
+    for name, store, count in (("train", train, schedule.pairs), ("validation", held_out, schedule.held_out)):
+        folder = out / "pairs" / name
+        write_pairs(folder, store, tokenizer, teacher, pairs=count, seed=schedule.seed)
+    write_lexicon(out / "pairs" / "lexicon.npz", train, tokenizer, teacher, words=schedule.words)
+    pairs = read_pairs(out / "pairs" / "train", schedule.pairs, taught=taught)
+    held_out_pairs = read_pairs(out / "pairs" / "validation", schedule.held_out, taught=taught)
+    rows, row_figures = train_rows(
+        recipe.model,
+        schedule,
+        tokenizer=tokenizer,
+        lexicon=read_lexicon(out / "pairs" / "lexicon.npz", taught=taught),
+        train=pairs,
+        validation=held_out_pairs,
+        folder=_folder(out / "rows"),
+        device=where,
+        resume=started("rows"),
+    )
     vae = train_vae(
         recipe.model,
         recipe.vae,
@@ -102,8 +125,10 @@ def run(
     search, search_figures = train_search_head(
         vae,
         recipe.search,
-        train=train,
-        validation=held_out,
+        rows=rows,
+        tokenizer=tokenizer,
+        train=pairs,
+        validation=held_out_pairs,
         folder=_folder(out / "search"),
         device=where,
         resume=started("search"),
@@ -111,7 +136,8 @@ def run(
     figures: dict[str, Any] = {
         "vae": _last_figures(out / "vae" / "metrics.jsonl"),
         "prior": prior_figures,
-        "search": search_figures,
+        "search": {**row_figures, **search_figures},
+        "taught": taught,
         "train_bytes": train.text_bytes,
         "train_tokens": len(train.tokens),
         "validation_bytes": held_out.text_bytes,
