@@ -83,10 +83,13 @@ class Model:
 
     @cached_property
     def search(self) -> SearchHead:
+        import torch
+
         from colazip.nn.search_head import SearchHead
 
         search = SearchHead(self.config)
-        search.rows = None  # shipped packed, see `rows`
+        packed, scale = (torch.from_numpy(self.tensors[f"search.tokens.{part}"]) for part in ("q", "scale"))
+        search.freeze(packed, scale)
         _import(search, "search.", self.tensors)
         return search
 
@@ -173,8 +176,11 @@ def _export_search(search: SearchHead, config: ModelConfig) -> dict[str, torch.T
     from colazip.nn.exact import quantize_rows
 
     tensors = _export(search, "search.")
-    rows = tensors.pop("search.rows")
-    if config.word_rows:
+    rows = tensors.pop("search.rows", None)
+    if rows is None:
+        assert search.packed is not None
+        q, scale = search.packed
+    elif config.word_rows:
         q, scale = (torch.from_numpy(part) for part in pack_rows(rows.cpu().numpy()))
     else:
         q, scale = quantize_rows(rows)

@@ -31,6 +31,7 @@ class SearchHead(nn.Module):
         self.states = ExactLinear(config.encoder.width, config.vector, norm=True, zero=True)
         # Of tokens, then of words; float while training, packed once shipped.
         self.rows = nn.Parameter(torch.randn(config.vocabulary + config.word_rows, config.vector) * 0.5)
+        self.packed: tuple[Tensor, Tensor] | None = None
         # Centroids of the product quantizer behind the search codes [M, 256, D / M].
         self.register_buffer(
             "codebook", torch.zeros(config.code_bytes, 256, config.vector // config.code_bytes)
@@ -42,6 +43,10 @@ class SearchHead(nn.Module):
         if self.rows is None:
             raise ValueError("the rows are packed: there is nothing to train")
         return self.rows
+
+    def freeze(self, packed: Tensor, scale: Tensor) -> None:
+        """Drop the float rows for those that ship, which `forward` does not read."""
+        self.rows, self.packed = None, (packed, scale)
 
     @property
     def silent(self) -> bool:
