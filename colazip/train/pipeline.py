@@ -23,7 +23,7 @@ from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_head import train_search_head
 from colazip.train.search_rows import train_rows
-from colazip.train.teacher import Embed, read_lexicon, read_pairs, write_lexicon, write_pairs
+from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.train.vae import train_vae
 
 
@@ -83,19 +83,22 @@ def run(
 
     taught = teacher is not None
     schedule = recipe.rows
-    for name, store, count in (("train", train, schedule.pairs), ("validation", held_out, schedule.held_out)):
+    drawn: dict[str, Pairs] = {}
+    for name, store, count, with_vectors in (
+        ("train", train, schedule.pairs, schedule.taught),
+        ("validation", held_out, schedule.held_out, schedule.held_out),
+    ):
         folder = out / "pairs" / name
-        write_pairs(folder, store, tokenizer, teacher, pairs=count, seed=schedule.seed)
+        write_pairs(folder, store, tokenizer, teacher, pairs=count, taught=with_vectors, seed=schedule.seed)
+        drawn[name] = read_pairs(folder, count, with_vectors if taught else 0)
     write_lexicon(out / "pairs" / "lexicon.npz", train, tokenizer, teacher, words=schedule.words)
-    pairs = read_pairs(out / "pairs" / "train", schedule.pairs, taught=taught)
-    held_out_pairs = read_pairs(out / "pairs" / "validation", schedule.held_out, taught=taught)
     rows, row_figures = train_rows(
         recipe.model,
         schedule,
         tokenizer=tokenizer,
         lexicon=read_lexicon(out / "pairs" / "lexicon.npz", taught=taught),
-        train=pairs,
-        validation=held_out_pairs,
+        train=drawn["train"],
+        validation=drawn["validation"],
         folder=_folder(out / "rows"),
         device=where,
         resume=started("rows"),
@@ -127,8 +130,8 @@ def run(
         recipe.search,
         rows=rows,
         tokenizer=tokenizer,
-        train=pairs,
-        validation=held_out_pairs,
+        train=drawn["train"],
+        validation=drawn["validation"],
         folder=_folder(out / "search"),
         device=where,
         resume=started("search"),

@@ -53,7 +53,7 @@ def tiny() -> Recipe:
         model,
         VAESchedule(300, patches=128, lr=1e-2, muon_lr=1e-2, warmup=10, evaluate_every=150, save_every=100),
         PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
-        RowSchedule(20, pairs=256, words=200, batch=32, warmup=5, evaluate_every=10, held_out=64),
+        RowSchedule(20, pairs=256, taught=128, words=200, batch=32, warmup=5, evaluate_every=10, held_out=64),
         SearchSchedule(
             10,
             joint_pairs=16,

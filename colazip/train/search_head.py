@@ -26,7 +26,7 @@ from colazip.train.optimize import (
     to_tensors,
 )
 from colazip.train.quantizer import balanced_rotation, decode, fit_codebook
-from colazip.train.search_rows import Bags, contrast, distillation, ranks
+from colazip.train.search_rows import Bags, choose, contrast, distillation, ranks
 from colazip.train.teacher import Pairs
 from colazip.vectors import assign_codes, pack_rows, unpack_rows
 
@@ -122,19 +122,17 @@ def train_search_head(
     metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
         metrics.write({"stage": "search head", "schedule": asdict(schedule)})
-    queries, passages = (_Side(texts, tokenizer, vae) for texts in (train.queries, train.passages))
+    used = len(train.queries) if schedule.joint_steps else schedule.quantizer_sample
+    queries, passages = (_Side(t[:used], tokenizer, vae) for t in (train.queries, train.passages))
     held_out = [_Side(texts, tokenizer, vae) for texts in (validation.queries, validation.passages)]
     window: list[float] = []
     started, first = time.monotonic(), step
     while step < schedule.joint_steps:
-        rng = np.random.default_rng((schedule.seed, step))
-        chosen = rng.integers(len(train.queries), size=schedule.joint_pairs)
+        chosen, taught = choose(train, step, schedule.joint_pairs, schedule.seed)
         a, b = queries.vectors(head, chosen), passages.vectors(head, chosen)
         loss = contrast(a, b, schedule.temperature)
-        if train.query_vectors is not None and train.passage_vectors is not None:
-            a_taught = torch.from_numpy(train.query_vectors[chosen].astype(np.float32)).to(device)
-            b_taught = torch.from_numpy(train.passage_vectors[chosen].astype(np.float32)).to(device)
-            loss = loss + schedule.distil * distillation(a @ b.t(), a_taught, b_taught, schedule.temperature)
+        if taught:
+            loss = loss + schedule.distil * distillation(a, b, train, chosen[:taught], schedule.temperature)
         window.append(check_finite(loss, descent.backward(loss), step, queries.batch(chosen), folder))
         descent.step(
             learning_rate(step, schedule.joint_steps, warmup=schedule.warmup, decay_from=schedule.decay_from)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from torch.nn import functional
 
 from colazip.config import ModelConfig
 from colazip.errors import ColazipError
-from colazip.tokenizer import Tokenizer
+from colazip.tokenizer import PAD, Tokenizer
 from colazip.train.optimize import Descent, Metrics, fitting, learning_rate, load_checkpoint, save_atomic
-from colazip.train.teacher import Lexicon, Pairs
+from colazip.train.teacher import PART, Lexicon, Pairs
 from colazip.words import WordHash
+
+_CHUNK = 4096  # texts cut into words at once
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,15 @@ class RowSchedule:
     """One run over the rows. A batch is `batch` pairs; `temperature` is that of contrast and distillation
     both.
 
+    pairs, taught: drawn from the text, and how many of them the teacher sees; half of a batch is of those.
     distil: weight of the teacher's similarities beside contrast at weight 1; without a teacher it is not
     used.
     rarity: share of the tokens at which a token's first row has half its length.
     """
 
     steps: int
-    pairs: int = 90112
+    pairs: int = 86 * PART
+    taught: int = 22 * PART
     words: int = 40000
     batch: int = 512
     lr: float = 3e-3
@@ -56,7 +61,9 @@ class Bags:
 
     def __init__(self, texts: Sequence[np.ndarray], tokenizer: Tokenizer, word_rows: int) -> None:
         words = WordHash(tokenizer.table) if word_rows else None
-        self._rows = [bag_of(t, words, tokenizer.size, word_rows) for t in texts]
+        self._rows: list[np.ndarray] = []
+        for lo in range(0, len(texts), _CHUNK):
+            self._rows.extend(bags_of(texts[lo : lo + _CHUNK], words, tokenizer.size, word_rows))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -72,12 +79,23 @@ class Bags:
         return functional.normalize(self.sums(table, which), dim=-1)
 
 
-def bag_of(tokens: np.ndarray, words: WordHash | None, size: int, word_rows: int) -> np.ndarray:
-    """Rows of one text, int32 [N]; `RowSums` sums the same."""
-    tokens = np.asarray(tokens).astype(np.int64)
+def bags_of(
+    texts: Sequence[np.ndarray], words: WordHash | None, size: int, word_rows: int
+) -> list[np.ndarray]:
+    """Rows of each text, int32 [N]; `RowSums` sums the same."""
+    tokens = [np.asarray(t).astype(np.int32) for t in texts]
     if words is None:
-        return tokens.astype(np.int32)
-    return np.concatenate([tokens, size + words.words(tokens)[0] % np.uint32(word_rows)]).astype(np.int32)
+        return tokens
+    # Side by side with padding between them, which no word runs across.
+    apart = np.full(sum(len(t) + 1 for t in tokens), PAD, np.int64)
+    starts = np.cumsum([0, *(len(t) + 1 for t in tokens[:-1])])
+    for start, t in zip(starts, tokens, strict=True):
+        apart[start : start + len(t)] = t
+    hashes, first, _ = words.words(apart)
+    rows = np.split(
+        (size + hashes % np.uint32(word_rows)).astype(np.int32), np.searchsorted(first, starts[1:])
+    )
+    return [np.concatenate(both) for both in zip(tokens, rows, strict=True)]
 
 
 def principal_axes(vectors: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +169,11 @@ def train_rows(
     window: list[float] = []
     started, first = time.monotonic(), step
     while step < schedule.steps:
-        chosen = _batch(step, len(queries), schedule)
+        chosen, taught = choose(train, step, schedule.batch, schedule.seed)
         a, b = queries.vectors(table, chosen), passages.vectors(table, chosen)
         loss = contrast(a, b, schedule.temperature)
-        if train.query_vectors is not None and train.passage_vectors is not None:
-            a_taught = torch.from_numpy(train.query_vectors[chosen].astype(np.float32)).to(device)
-            b_taught = torch.from_numpy(train.passage_vectors[chosen].astype(np.float32)).to(device)
-            loss = loss + schedule.distil * distillation(a @ b.t(), a_taught, b_taught, schedule.temperature)
+        if taught:
+            loss = loss + schedule.distil * distillation(a, b, train, chosen[:taught], schedule.temperature)
         norm = descent.backward(loss)
         window.append(float(loss.detach()))
         if not np.isfinite([window[-1], norm]).all():
@@ -185,9 +201,18 @@ def contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)) / 2
 
 
-def distillation(scores: Tensor, taught_a: Tensor, taught_b: Tensor, temperature: float) -> Tensor:
-    """Divergence of similarities [B, B] from those of the teacher's unit vectors [B, T], in nats."""
-    scores, target = scores / temperature, taught_a @ taught_b.t() / temperature
+def distillation(a: Tensor, b: Tensor, pairs: Pairs, taught: np.ndarray, temperature: float) -> Tensor:
+    """Divergence of similarities from the teacher's, in nats, over the first pairs of a batch.
+
+    a, b: unit vectors [B, D] of queries and passages, of which the first are the pairs numbered `taught`.
+    """
+    assert pairs.query_vectors is not None and pairs.passage_vectors is not None
+    known = len(taught)
+    query, passage = (
+        torch.from_numpy(v[taught].astype(np.float32)).to(a.device)
+        for v in (pairs.query_vectors, pairs.passage_vectors)
+    )
+    scores, target = a[:known] @ b[:known].t() / temperature, query @ passage.t() / temperature
     return (_divergence(scores, target) + _divergence(scores.t(), target.t())) / 2
 
 
@@ -200,12 +225,30 @@ def _divergence(scores: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def _batch(step: int, count: int, schedule: RowSchedule) -> np.ndarray:
-    """Indices of the pairs of a step: every pair once an epoch, in an order of its own, by step alone."""
-    size = min(schedule.batch, count)
+def choose(pairs: Pairs, step: int, batch: int, seed: int) -> tuple[np.ndarray, int]:
+    """Numbers of the pairs of a step, and how many of them, the first ones, the teacher has seen.
+
+    Half of a batch is of those, if there are any; each half goes through its pairs in turn, by seed and step.
+    """
+    known = 0 if pairs.query_vectors is None else len(pairs.query_vectors)
+    fresh = len(pairs.queries) - known
+    if not known or not fresh:
+        chosen = _in_turn(len(pairs.queries), step, batch, seed)
+        return chosen, len(chosen) if known else 0
+    taught = _in_turn(known, step, batch // 2, seed)
+    return np.concatenate([taught, known + _in_turn(fresh, step, batch // 2, seed + 1)]), len(taught)
+
+
+def _in_turn(count: int, step: int, batch: int, seed: int) -> np.ndarray:
+    """Numbers below `count` of a step: each once an epoch, in an order of its own."""
+    size = min(batch, count)
     epoch, at = divmod(step, count // size)
-    order = np.random.default_rng((schedule.seed, epoch)).permutation(count)
-    return order[at * size : (at + 1) * size]
+    return _order(count, seed, epoch)[at * size : (at + 1) * size]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class _HeldOut:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +32,9 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Tokens of queries and passages, N rows of uint16 each, and the teacher's unit vectors of both.
+    """Tokens of queries and passages, N rows of uint16 each; the teacher's unit vectors of the first M.
 
-    query_vectors, passage_vectors: float16 [N, T]; None without a teacher.
+    query_vectors, passage_vectors: float16 [M, T], M <= N; None without a teacher.
     """
 
     queries: list[np.ndarray]
@@ -58,12 +60,18 @@ class Lexicon:
 
 
 def write_pairs(
-    folder: Path, store: TokenStore, tokenizer: Tokenizer, embed: Embed | None, *, pairs: int, seed: int
+    folder: Path,
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    embed: Embed | None,
+    *,
+    pairs: int,
+    taught: int,
+    seed: int,
 ) -> None:
-    """Draw `pairs` pairs into files of PART in `folder`, with vectors if there is a teacher; finished files
-    stay.
+    """Draw `pairs` pairs into files of PART in `folder`; finished files stay.
 
-    embed: texts -> float32 [N, T], unit vectors.
+    embed: texts -> float32 [N, T], unit vectors, of the first `taught` pairs (whole files); None: no teacher.
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = TextPairs(store, tokenizer, seed)
@@ -78,7 +86,7 @@ def write_pairs(
             "tokens": np.concatenate(tokens).astype(np.uint16),
             "ends": np.cumsum([len(t) for t in tokens]),
         }
-        if embed:
+        if embed and part * PART < taught:
             arrays["vectors"] = embed(texts).astype(np.float16)
         _save(path, arrays)
         fresh += len(texts)
@@ -86,23 +94,23 @@ def write_pairs(
         print(f"pairs {min(pairs, (part + 1) * PART)} of {pairs}  texts/s {speed:.0f}", file=sys.stderr)
 
 
-def read_pairs(folder: Path, pairs: int, *, taught: bool) -> Pairs:
+def read_pairs(folder: Path, pairs: int, taught: int) -> Pairs:
     """What `write_pairs` left in `folder`. Raises InputError if files are missing, damaged, or lack the
     teacher's vectors though `taught` asks for them."""
     rows: list[np.ndarray] = []
     vectors: list[np.ndarray] = []
     for part in range(-(-pairs // PART)):
-        arrays = _load(_part(folder, part), ("tokens", "ends", "vectors") if taught else ("tokens", "ends"))
+        with_vectors = part * PART < taught
+        names = ("tokens", "ends", "vectors") if with_vectors else ("tokens", "ends")
+        arrays = _load(_part(folder, part), names)
         rows.extend(np.split(arrays["tokens"], arrays["ends"][:-1]))
-        if taught:
+        if with_vectors:
             vectors.append(arrays["vectors"])
-    both = np.concatenate(vectors) if taught else None
-    return Pairs(
-        rows[::2],
-        rows[1::2],
-        both[::2] if both is not None else None,
-        both[1::2] if both is not None else None,
-    )
+    queries, passages = rows[::2], rows[1::2]
+    if not vectors:
+        return Pairs(queries, passages, None, None)
+    both = np.concatenate(vectors)
+    return Pairs(queries, passages, both[::2], both[1::2])
 
 
 def write_lexicon(
@@ -163,7 +171,7 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError) as e:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise InputError(
             f"{path}: damaged, or lacks {', '.join(names)} ({type(e).__name__}); delete it and go on"
         ) from e
