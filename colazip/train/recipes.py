@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,4 +76,15 @@ def default() -> Recipe:
     return Recipe(model, VAESchedule(5200), PriorSchedule(900), RowSchedule(2000), SearchSchedule())
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "default": default}
+def default_continued() -> Recipe:
+    """The shape of `default`, from a VAE that has gone through it (`--init`): other text, the latents'
+    rate held from the first step, a lower peak learning rate."""
+    schedule = VAESchedule(3600, lr=2.5e-3, muon_lr=2.5e-3, latents_until=0.0, joint_from=0.0, seed=1)
+    return dataclasses.replace(default(), vae=schedule)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "tiny": tiny,
+    "default": default,
+    "default-continued": default_continued,
+}
