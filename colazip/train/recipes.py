@@ -72,7 +72,7 @@ def tiny() -> Recipe:
 
 def default() -> Recipe:
     """The model inside the package: 15 M coding parameters, about an hour and a half on two cores."""
-    model = ModelConfig("default", vector=192, code_bytes=48, word_rows=16384)
+    model = ModelConfig("default", vector=240, code_bytes=48, word_rows=12288)
     return Recipe(model, VAESchedule(5200), PriorSchedule(900), RowSchedule(2000), SearchSchedule())
 
 
