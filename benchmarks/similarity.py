@@ -44,7 +44,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the embedded model.")
 def similarity(files: tuple[Path, ...], model: Path | None) -> None:
-    """Print Spearman's correlation for each FILE: of float vectors, and of one sentence with the other's code."""
+    """Print Spearman's correlation for each FILE: of float vectors, and with one sentence's code."""
     from colazip.codec import Codec
     from colazip.vectors import assign_codes
 
