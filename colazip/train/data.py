@@ -91,7 +91,8 @@ def _read_jsonl(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]
 class TokenStore:
     """Tokens of all records back to back, where each record ends, and what a block's memory guesses at each.
 
-    tokens, guess: uint16 [N], kind: uint8 [N], all memory-mapped. ends: int64 [R].
+    tokens: uint16 or, of more than 65,536, uint32 [N]; guess: uint16 [N], kind: uint8 [N]; all memory-mapped.
+    ends: int64 [R].
     """
 
     tokens: np.ndarray
@@ -101,22 +102,23 @@ class TokenStore:
     kind: np.ndarray
 
     @classmethod
-    def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer, lane: int) -> TokenStore:
+    def build(cls, folder: Path, texts: Iterator[str], tokenizer: Tokenizer, lane: int | None) -> TokenStore:
         """Tokenize once and keep the result in `folder`; a finished folder is opened instead.
 
-        lane: tokens of a lane, as the codec will cut records.
+        lane: tokens of a lane, as the codec will cut records. None: no guesses, for models that use none.
         """
         if (folder / "meta.json").exists():
             return cls.open(folder)
         folder.mkdir(parents=True, exist_ok=True)
         ends: list[int] = []
         total = text_bytes = 0
+        kind = _token_type(tokenizer.size)
         with (folder / "tokens.bin").open("wb") as out:
             for chunk in _chunks(texts):
                 data = [t.encode("utf-8", "surrogatepass") for t in chunk]
                 text_bytes += sum(map(len, data))
                 for tokens in tokenizer.encode(data):
-                    out.write(tokens.astype(np.uint16).tobytes())
+                    out.write(tokens.astype(kind).tobytes())
                     total += len(tokens)
                     ends.append(total)
                 print(f"\rtokenized {text_bytes / 1e6:.0f} MB", end="", file=sys.stderr)
@@ -124,9 +126,11 @@ class TokenStore:
         if not ends:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))
-        tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
-        _write_guesses(folder, tokens, np.array(ends, np.int64), tokenizer.lengths, lane)
-        (folder / "meta.json").write_text(json.dumps({"text_bytes": text_bytes}))
+        if lane is not None:
+            tokens = np.memmap(folder / "tokens.bin", kind, "r")
+            _write_guesses(folder, tokens, np.array(ends, np.int64), tokenizer.lengths, lane)
+        meta = {"text_bytes": text_bytes, "vocabulary": tokenizer.size, "guesses": lane is not None}
+        (folder / "meta.json").write_text(json.dumps(meta))
         return cls.open(folder)
 
     @classmethod
@@ -134,9 +138,13 @@ class TokenStore:
         """Open what `build` wrote. Raises InputError if it is damaged."""
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
-            guess = np.memmap(folder / "guess.bin", np.uint16, "r")
-            kind = np.memmap(folder / "kind.bin", np.uint8, "r")
+            tokens = np.memmap(folder / "tokens.bin", _token_type(meta.get("vocabulary", 0)), "r")
+            if meta.get("guesses", True):
+                guess = np.memmap(folder / "guess.bin", np.uint16, "r")
+                kind = np.memmap(folder / "kind.bin", np.uint8, "r")
+            else:
+                guess = np.broadcast_to(np.zeros(1, np.uint16), len(tokens))
+                kind = np.broadcast_to(np.zeros(1, np.uint8), len(tokens))
             ends = np.load(folder / "ends.npy")
             if ends.ndim != 1 or ends[-1] != len(tokens) or (np.diff(ends) < 0).any():
                 raise ValueError("tokens and ends do not fit each other")
@@ -154,6 +162,10 @@ class TokenStore:
         within = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
         lo = starts[record] + within * length
         return np.stack([lo, np.minimum(lo + length, self.ends[record])], 1)
+
+
+def _token_type(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
+    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
 
 
 def _write_guesses(
@@ -227,13 +239,23 @@ class Batch:
 
 
 def batches(
-    store: TokenStore, segments: np.ndarray, *, patch: int, patches: int, seed: int, skip: int = 0
+    store: TokenStore,
+    segments: np.ndarray,
+    *,
+    patch: int,
+    patches: int,
+    seed: int,
+    skip: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """Endless batches of about `patches` latents each, segments of like length together.
 
-    The order depends on the seed alone, so `skip` batches in is where a resumed run goes on.
+    The order depends on the seed alone, so `skip` batches in is where a resumed run goes on. Of `world`
+    processes each gets every `world`-th batch of that one order, from its `rank` on; `skip` counts the
+    batches of all of them.
     """
-    epoch = 0
+    epoch = index = 0
     while True:
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(segments))
@@ -243,8 +265,8 @@ def batches(
             pool = pool[np.argsort(lengths, kind="stable")]
             plan = _plan(np.sort(lengths, kind="stable"), patches)
             for i in rng.permutation(len(plan)):
-                if skip:
-                    skip -= 1
+                index += 1
+                if index <= skip or (index - 1) % world != rank:
                     continue
                 lo, hi = plan[i]
                 yield gather(store, segments[pool[lo:hi]], patch)
