@@ -1,9 +1,9 @@
 """The latent prior of arXiv 2605.06548: a block-causal diffusion transformer, trained by flow matching.
 
 The block is that of nn/dit.py (AdaLN-zero, rotary positions, normalised queries and keys, clean and noisy
-copy side by side under one mask as in arXiv 2503.09573), but every layer owns its modulation, as published: 24
-layers of width 2,048 make 1.83 B parameters, of which the modulation is a third. It is computed once a block
-of latents, which share their time, and so costs little. Time runs from 0 (noise) to 1 (data).
+copy side by side under one mask as in arXiv 2503.09573), but every layer owns its modulation, as published:
+24 layers of width 2,048 make 1.83 B parameters, of which the modulation is a third. It is computed once a
+block of latents, which share their time, and so costs little. Time runs from 0 (noise) to 1 (data).
 """
 
 from __future__ import annotations

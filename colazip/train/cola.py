@@ -1,8 +1,8 @@
 """Both training stages of the full float model (arXiv 2605.06548), on one to many devices.
 
-Stage 1 trains the Text VAE, stage 2 VAE and prior together from there. A step's batch consists of a fixed number
-of micro-batches in a fixed order, each with its own seed; N processes take every N-th. So the losses do not
-depend on how many processes there are, nor on where a run was interrupted.
+Stage 1 trains the Text VAE, stage 2 VAE and prior together from there. A step's batch consists of a fixed
+number of micro-batches in a fixed order, each with its own seed; N processes take every N-th. So the losses
+do not depend on how many processes there are, nor on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +70,8 @@ class ColaRecipe:
     model: ColaConfig
     stage1: StageSchedule
     stage2: StageSchedule
-    weights: ColaWeights = ColaWeights()
-    parallel: Parallel = Parallel()
+    weights: ColaWeights = field(default_factory=ColaWeights)
+    parallel: Parallel = field(default_factory=Parallel)
     tokenizer_megabytes: int = 45  # of training text, evenly spread, that the tokenizer is trained on
 
 
@@ -103,7 +103,7 @@ def run_cola(
         for schedule in (recipe.stage1, recipe.stage2):
             if schedule.micro_batches % place.world:
                 raise UsageError(
-                    f"{schedule.micro_batches} micro-batches a step can't be shared by {place.world} processes;"
+                    f"{place.world} processes can't share {schedule.micro_batches} micro-batches a step;"
                     " start a number that divides them"
                 )
         with one_after_another(place):
@@ -265,7 +265,7 @@ class _Run:
         norm = clip(self.module, 1.0)
         for part, sums in zip(parts, found, strict=True):
             name = "bad_batch" if place.world == 1 else f"bad_batch-{place.rank}"
-            # The norm is common to all processes, so that all of them stop; the batch that is to blame is kept.
+            # The norm is common to all processes, so all of them stop; the batch that is to blame is kept.
             finite = bool(torch.isfinite(sums["loss"]))
             if not finite or part is parts[-1]:
                 check_finite(sums["loss"], norm, step, part, self.folder, name)

@@ -1,9 +1,9 @@
 """What the two stages of arXiv 2605.06548 minimise. Sums over a batch, so that parts of a batch add up.
 
 Stage 1: reconstruction + beta KL(q || N(0, 1)) + BERT-style masking. Stage 2: reconstruction and masking, the
-negative entropy of the latents, the flow-matching loss of the prior (with the history's gradient stopped, that
-of the noisy block not), and the KL to the encoder as stage 1 left it. Everything random in a step is drawn from
-the step's own seed, so that neither a resumed run nor another number of processes changes it.
+negative entropy of the latents, the flow-matching loss of the prior (with the history's gradient stopped,
+that of the noisy block not), and the KL to the encoder as stage 1 left it. Everything random in a batch is
+drawn from the batch's own seed, so that neither a resumed run nor another number of processes changes it.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Stage2(nn.Module):
         self.reference.load_state_dict(self.vae.encoder.state_dict())
 
     def forward(self, tokens: Tensor, counts: Tensor, seed: int) -> dict[str, Tensor]:
-        """As `Stage1.forward`; `flow` is the squared error of the velocity, the mean over channels summed over
-        latents."""
+        """As `Stage1.forward`; `flow` is the squared error of the velocity, the mean over channels summed
+        over latents."""
         noise = _generator(tokens.device, seed)
         weights, patch = self.weights, self.config.patch
         real = torch.arange(tokens.shape[1], device=tokens.device)[None] < counts[:, None]
@@ -170,7 +170,7 @@ def _log_signal_to_noise(posterior: Posterior) -> Tensor:
 
 
 def token_nats(vae: ColaVAE, z: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
-    """Nats of the counted tokens given the latents. The logits of all tokens never stand in memory together."""
+    """Nats of the counted tokens given the latents. The logits of all tokens are never in memory together."""
     states, targets = vae.decoder.states(z).flatten(0, 1), tokens.flatten()
     total = torch.zeros((), device=z.device)
     for lo in range(0, len(targets), _ROWS):

@@ -119,7 +119,8 @@ def check_finite(
 ) -> float:
     """The loss as a float; ColazipError, with the batch saved, once it or its gradient is not finite.
 
-    name: of the file, where several processes may save one each. Exact layers turn what is not a number into integers, so that the loss alone may look sane.
+    name: of the file, where several processes may save one each. Exact layers turn what is not a number into
+    integers, so that the loss alone may look sane.
     """
     value = float(loss.detach())
     if not (math.isfinite(value) and math.isfinite(norm)):

@@ -78,7 +78,7 @@ def default() -> Recipe:
 
 
 def base() -> Recipe:
-    """About 50 M coding parameters, for a GPU; in int8 it stays below the 60 MB that a larger model may weigh."""
+    """About 50 M coding parameters, for a GPU; as int8 it stays below the 60 MB a larger model may weigh."""
     model = ModelConfig(
         "base",
         encoder=StackConfig(512, 3, 8),

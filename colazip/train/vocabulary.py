@@ -23,7 +23,8 @@ def make_tokenizer(
     tokenizer = Tokenizer.train(spread(texts(data), texts(data), megabytes), vocabulary)
     if tokenizer.size != vocabulary:
         raise InputError(
-            f"the training text gives {tokenizer.size} tokens only, the recipe asks for {vocabulary}: add text"
+            f"the training text gives {tokenizer.size} tokens only,"
+            f" the recipe asks for {vocabulary}: add text"
         )
     path.write_text(tokenizer.to_json(), encoding="utf-8")
     return tokenizer
