@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from colazip.nn.cola import ColaConfig, ColaVAE
 from colazip.nn.cola_dit import ColaDiT
 
-_ROWS = 4096  # tokens whose logits are in memory at once
+LOGIT_ROWS = 4096  # tokens whose logits are in memory at once
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 
@@ -131,7 +131,7 @@ class Posterior:
         return self.log_variance.exp()
 
 
-def draw(vae: ColaVAE, tokens: Tensor, real: Tensor, noise: torch.Generator) -> Posterior:
+def draw(vae: ColaVAE, tokens: Tensor, real: Tensor, noise: torch.Generator | None) -> Posterior:
     """Latents of whole texts. real bool [B, T]."""
     mean, log_variance = vae.encoder(tokens)
     random = torch.randn(mean.shape, generator=noise, device=mean.device)
@@ -140,7 +140,7 @@ def draw(vae: ColaVAE, tokens: Tensor, real: Tensor, noise: torch.Generator) -> 
 
 
 def _autoencode(
-    vae: ColaVAE, tokens: Tensor, real: Tensor, weights: ColaWeights, noise: torch.Generator
+    vae: ColaVAE, tokens: Tensor, real: Tensor, weights: ColaWeights, noise: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Posterior]:
     """Reconstruction from the whole text, and of hidden tokens from the text without them."""
     posterior = draw(vae, tokens, real, noise)
@@ -173,8 +173,8 @@ def token_nats(vae: ColaVAE, z: Tensor, tokens: Tensor, counted: Tensor) -> Tens
     """Nats of the counted tokens given the latents. The logits of all tokens are never in memory together."""
     states, targets = vae.decoder.states(z).flatten(0, 1), tokens.flatten()
     total = torch.zeros((), device=z.device)
-    for lo in range(0, len(targets), _ROWS):
-        part = slice(lo, lo + _ROWS)
+    for lo in range(0, len(targets), LOGIT_ROWS):
+        part = slice(lo, lo + LOGIT_ROWS)
         arguments = vae.decoder.head, states[part], targets[part], counted.flatten()[part]
         if torch.is_grad_enabled():
             total = total + checkpoint(_nats, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -189,7 +189,7 @@ def _nats(head: nn.Module, states: Tensor, targets: Tensor, counted: Tensor) -> 
 
 
 def flow_error(
-    prior: ColaDiT, latents: Tensor, valid: Tensor, weights: ColaWeights, noise: torch.Generator
+    prior: ColaDiT, latents: Tensor, valid: Tensor, weights: ColaWeights, noise: torch.Generator | None
 ) -> Tensor:
     """Mean squared error of the velocity of each latent [B, P]. latents [B, P, C] in the prior's units.
 
@@ -206,6 +206,6 @@ def flow_error(
     return (velocity - (latents - start)).square().mean(-1)
 
 
-def _generator(device: torch.device, seed: int) -> torch.Generator:
-    # Nothing is drawn on the meta device; it has no generator either.
-    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+def _generator(device: torch.device, seed: int) -> torch.Generator | None:
+    """None on the meta device, where nothing is drawn."""
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)

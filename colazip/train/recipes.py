@@ -132,7 +132,7 @@ def paper_2b() -> ColaRecipe:
     """
     stage = StageSchedule(
         300_000,
-        tokens=8192,
+        tokens=5120,
         micro_batches=64,
         warmup=2000,
         average=0.9999,
