@@ -16,7 +16,7 @@ from typing import Any
 
 from colazip.train import cola
 from colazip.train.cola import ColaRecipe, run_cola
-from colazip.train.distributed import Parallel
+from colazip.train.distributed import Parallel, joined
 from colazip.train.recipes import paper_tiny
 
 STEPS = 6
@@ -56,7 +56,8 @@ def _die_in_stage_2(check: Any) -> Any:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    train(folder, folder / "ddp", short_recipe("ddp"))
-    train(folder, folder / "bf16", short_recipe("fsdp", "bfloat16"))
-    cola.check_finite = _die_in_stage_2(cola.check_finite)  # type: ignore[assignment]
-    train(folder, folder / "killed", short_recipe("fsdp"))
+    with joined("cpu"):
+        train(folder, folder / "ddp", short_recipe("ddp"))
+        train(folder, folder / "bf16", short_recipe("fsdp", "bfloat16"))
+        cola.check_finite = _die_in_stage_2(cola.check_finite)  # type: ignore[assignment]
+        train(folder, folder / "killed", short_recipe("fsdp"))

@@ -50,12 +50,12 @@ class Place:
 
 @contextmanager
 def joined(device: str) -> Iterator[Place]:
-    """The place of this process, its group set up if torchrun started it, and taken down afterwards.
+    """The place of this process, its group set up if torchrun started it, and taken down afterwards. A group
+    that the caller has set up is used as it is.
 
     device: `cpu` or `cuda`; with several processes each gets a GPU of its own. Raises UsageError if there
     are fewer GPUs than processes on this machine.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     where = torch.device(device)
     if "RANK" not in os.environ:
         yield Place(0, 1, where)
@@ -69,9 +69,12 @@ def joined(device: str) -> Iterator[Place]:
             )
         where = torch.device("cuda", local)
         torch.cuda.set_device(where)
+    if dist.is_initialized():
+        yield Place(dist.get_rank(), dist.get_world_size(), where)
+        return
     dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Place(dist.get_rank(), world, where)
+        yield Place(dist.get_rank(), dist.get_world_size(), where)
     finally:
         dist.destroy_process_group()
 
@@ -183,6 +186,8 @@ class Average:
         try:
             yield
         finally:
+            if isinstance(module, FSDPModule):
+                module.reshard()  # after a forward pass without a backward one it is still whole
             self._swap(module)
 
     @torch.no_grad()

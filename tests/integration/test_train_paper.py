@@ -1,4 +1,4 @@
-"""The training path of the full model over two processes: the same losses as one, killed and taken up again."""
+"""The full model over two processes: the losses of one, also after a kill and on fewer processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colazip.errors import InputError, ModelError, UsageError
+from colazip.errors import InputError, ModelError
 from colazip.train.cola_folder import load_cola
 from tests.paper_runs import KILLED_AT, losses, short_recipe, train
 from tests.tiny_model import write_corpus
@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
     )
-    assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr[-3000:]
+    assert done.returncode != 0 and (folder / "killed" / "stage2" / "metrics.jsonl").exists(), done.stderr
     return folder
 
 
@@ -100,11 +100,3 @@ def test_a_damaged_model_folder_is_one_error(runs: Path, tmp_path: Path) -> None
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ModelError):
             load_cola(tmp_path)
-
-
-def test_processes_must_divide_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_corpus(tmp_path)
-    recipe = short_recipe()
-    odd = replace(recipe, stage2=replace(recipe.stage2, micro_batches=0))
-    with pytest.raises(UsageError):
-        train(tmp_path, tmp_path / "out", odd)
