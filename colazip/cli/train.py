@@ -23,8 +23,10 @@ _GPUS = ("a100", "h100", "h200", "b200")
 
 
 class _TrainGroup(click.Group):
-    """`train RECIPE` trains; `train plan RECIPE` is a command of its own. The first word is a recipe unless it
-    names a command."""
+    """`train RECIPE` trains; `train plan RECIPE` is a command of its own.
+
+    The first word is a recipe unless it names a command.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         asks_for_help = bool(args) and args[0] in ctx.help_option_names

@@ -95,9 +95,9 @@ def _cola_stage(
         tokens = torch.zeros(rows, model.positions * model.patch, dtype=torch.int64)
         counts = torch.full((rows,), model.context)
     layers = [m for m in module.modules() if isinstance(m, Layer)]
-    flops = 3.0 * _flops(lambda: module(tokens, counts, 0))
+    flops = 3.0 * forward_flops(lambda: module(tokens, counts, 0))
     if isinstance(module, Stage2):  # the reference is not trained: no backward pass
-        flops -= 2.0 * _flops(lambda: module.reference(tokens))
+        flops -= 2.0 * forward_flops(lambda: module.reference(tokens))
     width = 2 if low is torch.bfloat16 else 4
     parts = _count(module)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -127,7 +127,8 @@ def _count(module: nn.Module) -> dict[str, int]:
     return {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
 
 
-def _flops(forward: Callable[[], object]) -> float:
+def forward_flops(forward: Callable[[], object]) -> float:
+    """FLOPs of products and attention in a call, on tensors with or without contents."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward()
     return float(counter.get_total_flops())
@@ -237,7 +238,7 @@ def _compression_prior(recipe: Recipe) -> StagePlan:
         "prior",
         {"prior": sum(p.numel() for p in prior.parameters())},
         schedule.steps * schedule.patches * config.patch,
-        (3.0 * _flops(forward) / config.segment + encoder) / config.patch,
+        (3.0 * forward_flops(forward) / config.segment + encoder) / config.patch,
         16 * sum(p.numel() for p in prior.parameters()),
         0,
         kept.bytes * schedule.patches // config.segment,
