@@ -29,9 +29,11 @@ def short_recipe(sharding: str = "ddp", precision: str = "float32") -> ColaRecip
     return replace(recipe, stage1=stage, stage2=stage, parallel=Parallel(sharding, precision, True))
 
 
-def train(corpus: Path, out: Path, recipe: ColaRecipe, *, resume: bool = False) -> Path:
-    files = [[corpus / f"{name}.jsonl"] for name in ("train", "validation")]
-    return run_cola(recipe, data=files[0], validation=files[1], out=out, resume=resume)
+def train(
+    corpus: Path, out: Path, recipe: ColaRecipe, *, resume: bool = False, tensorboard: bool = False
+) -> Path:
+    data, validation = ([corpus / f"{name}.jsonl"] for name in ("train", "validation"))
+    return run_cola(recipe, data=data, validation=validation, out=out, resume=resume, tensorboard=tensorboard)
 
 
 def losses(run: Path) -> list[tuple[str, int, float]]:

@@ -83,6 +83,7 @@ def train() -> None:
     type=click.Choice(["ddp", "fsdp"]),
     help="Of the paper's recipes under torchrun: copies of all weights, or parts. [default: the recipe's]",
 )
+@click.option("--tensorboard", is_flag=True, help="Of the paper's recipes: write event files, too.")
 @threads_option
 @console_options
 def _run(
@@ -97,6 +98,7 @@ def _run(
     init: str | None,
     resume: bool,
     sharding: str | None,
+    tensorboard: bool,
     console: Console,
 ) -> None:
     """Train tokenizer, Text VAE, prior and search head by RECIPE ('tiny', 'default' or 'base') and write a
@@ -137,11 +139,12 @@ def _run(
             skip_sources=skip_source,
             device=device,
             resume=resume,
+            tensorboard=tensorboard,
         )
         console.note(f"{folder}: trained")
         return
-    if sharding is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"recipe {recipe!r} trains in one process: no torchrun, no --sharding")
+    if sharding is not None or tensorboard or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"recipe {recipe!r} has no torchrun, --sharding or --tensorboard: leave them out")
     if steps is not None:
         chosen = dataclasses.replace(chosen, vae=dataclasses.replace(chosen.vae, steps=steps))
     identity = run(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from colazip.train.distributed import (
     whole,
 )
 from colazip.train.optimize import Metrics, check_finite, learning_rate, to_tensors
+from colazip.train.tensorboard import EventFile
 from colazip.train.vocabulary import make_tokenizer
 
 _LN2 = 0.6931471805599453
@@ -85,10 +87,11 @@ def run_cola(
     skip_sources: Sequence[str] = (),
     device: str = "cpu",
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> Path:
     """Train both stages and write `out/model`; returns that folder.
 
-    Started by torchrun, all processes call this. Raises InputError when there is nothing to read, or when
+    tensorboard: write the metrics as event files, too. Started by torchrun, all processes call this. Raises InputError when there is nothing to read, or when
     `out` holds a run and `resume` is not given; UsageError when the processes can't share a batch.
     """
     if (out / "recipe.json").exists() and not resume:
@@ -111,7 +114,7 @@ def run_cola(
         vae_file = out / "stage1" / "vae.safetensors"
         if not (resume and vae_file.exists()):
             stage1 = Stage1(recipe.model, recipe.weights)
-            stage1_average = _Run("stage1", stage1, recipe, recipe.stage1, place, out).fit(
+            stage1_average = _Run("stage1", stage1, recipe, recipe.stage1, place, out, tensorboard).fit(
                 train, held_out, resume=resume, prepare=stage1.initialize
             )
             tensors = whole(_averaged(stage1, stage1_average))
@@ -126,7 +129,7 @@ def run_cola(
             stage2.start_from(read_tensors(vae_file))
             _normalize(stage2, train, recipe, place.device)
 
-        average = _Run("stage2", stage2, recipe, recipe.stage2, place, out).fit(
+        average = _Run("stage2", stage2, recipe, recipe.stage2, place, out, tensorboard).fit(
             train, held_out, resume=resume, prepare=start
         )
         tensors = whole(_averaged(stage2, average))
@@ -189,13 +192,17 @@ class _Run:
         schedule: StageSchedule,
         place: Place,
         out: Path,
+        tensorboard: bool,
     ) -> None:
+        self.tensorboard = tensorboard and place.first
         self.name, self.module, self.recipe, self.schedule = name, module, recipe, schedule
         self.place, self.folder = place, out / name
         self.own_parts = schedule.micro_batches // place.world
         self.patches = schedule.tokens // recipe.model.patch
 
-    def fit(self, train: TokenStore, held_out: TokenStore, *, resume: bool, prepare) -> Average:  # type: ignore[no-untyped-def]
+    def fit(
+        self, train: TokenStore, held_out: TokenStore, *, resume: bool, prepare: Callable[[], None]
+    ) -> Average:
         """Train, or go on from the newest checkpoint. prepare: sets the weights of a run that starts."""
         schedule, module, place = self.schedule, self.module, self.place
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,8 +219,15 @@ class _Run:
         average = Average(module, schedule.average)
         step = restore(self.folder, module, optimizer, average) if resume else 0
         metrics = Metrics(self.folder / "metrics.jsonl", step=step) if place.first else None
-        if metrics is not None and not resume:
-            metrics.write({"stage": self.name, "schedule": asdict(schedule), "processes": place.world})
+        events = EventFile(self.folder) if self.tensorboard else None
+
+        def write(entry: dict[str, Any]) -> None:
+            for file in (metrics, events):
+                if file is not None:
+                    file.write(entry)
+
+        if not resume:
+            write({"stage": self.name, "schedule": asdict(schedule), "processes": place.world})
         model = self.recipe.model
         stream = batches(
             train,
@@ -235,14 +249,12 @@ class _Run:
             last = step == schedule.steps
             if step % schedule.log_every == 0 or last:
                 seconds, started = time.monotonic() - started, time.monotonic()
-                if metrics is not None:
-                    metrics.write({"step": step, **figures(window), **self._speed(window, seconds)})
+                write({"step": step, **figures(window), **self._speed(window, seconds)})
                 window = {}
             if step % schedule.evaluate_every == 0 or last:
                 with average.swapped_in(module):
                     found = figures(self._evaluate(spread, held_out))
-                if metrics is not None:
-                    metrics.write({"step": step, "validation": "figures", **found})
+                write({"step": step, "validation": "figures", **found})
             if step % schedule.save_every == 0 or last:
                 save(self.folder, step, module, optimizer, average, place)
         return average

@@ -13,6 +13,7 @@ import torch
 
 from colazip.errors import InputError, ModelError
 from colazip.train.cola_folder import load_cola
+from tests.event_files import read_events
 from tests.paper_runs import KILLED_AT, losses, short_recipe, train
 from tests.tiny_model import write_corpus
 
@@ -24,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process (`one`), and what `tests.paper_runs` trains with two."""
     folder = tmp_path_factory.mktemp("paper")
     write_corpus(folder)
-    train(folder, folder / "one", short_recipe())
+    train(folder, folder / "one", short_recipe(), tensorboard=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, "-m", "tests.paper_runs", str(folder)],
@@ -75,6 +76,16 @@ def test_a_finished_run_has_nothing_left_to_do(runs: Path) -> None:
     train(runs, runs / "one", short_recipe(), resume=True)
     after = losses(runs / "one")
     assert after[: len(before)] == before
+
+
+def test_event_files_say_what_the_metrics_say(runs: Path) -> None:
+    for stage in ("stage1", "stage2"):
+        (file,) = (runs / "one" / stage).glob("events.out.tfevents.*")
+        found = {(step, tag): value for step, tag, value in read_events(file.read_bytes())}
+        for name, step, loss in losses(runs / "one"):
+            if name.startswith(stage):
+                tag = "validation/loss" if name.endswith("figures") else "loss"
+                assert found[step, tag] == pytest.approx(loss, rel=1e-6)
 
 
 def test_another_model_is_refused(runs: Path) -> None:
