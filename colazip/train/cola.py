@@ -91,8 +91,9 @@ def run_cola(
 ) -> Path:
     """Train both stages and write `out/model`; returns that folder.
 
-    tensorboard: write the metrics as event files, too. Started by torchrun, all processes call this. Raises InputError when there is nothing to read, or when
-    `out` holds a run and `resume` is not given; UsageError when the processes can't share a batch.
+    tensorboard: write the metrics as event files, too. Started by torchrun, all processes call this. Raises
+    InputError when there is nothing to read, or when `out` holds a run and `resume` is not given; UsageError
+    when the processes can't share a batch.
     """
     if (out / "recipe.json").exists() and not resume:
         raise InputError(

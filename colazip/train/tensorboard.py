@@ -1,7 +1,7 @@
 """Scalars as TensorBoard reads them, written without TensorFlow or TensorBoard.
 
-An event file is a row of TFRecords (length, CRC, bytes, CRC), each a protocol-buffer `Event` with a `Summary` of
-values; of both only the few fields that scalars need are written here.
+An event file is a row of TFRecords (length, CRC, bytes, CRC), each a protocol-buffer `Event` with a
+`Summary` of values; of both only the few fields that scalars need are written here.
 """
 
 from __future__ import annotations
