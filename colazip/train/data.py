@@ -139,6 +139,8 @@ class TokenStore:
         try:
             meta = json.loads((folder / "meta.json").read_text())
             tokens = np.memmap(folder / "tokens.bin", _token_type(meta.get("vocabulary", 0)), "r")
+            guess: np.ndarray
+            kind: np.ndarray
             if meta.get("guesses", True):
                 guess = np.memmap(folder / "guess.bin", np.uint16, "r")
                 kind = np.memmap(folder / "kind.bin", np.uint8, "r")
