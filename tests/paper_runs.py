@@ -25,7 +25,8 @@ KILLED_AT = 5  # after the checkpoint of step 4
 
 def short_recipe(sharding: str = "ddp", precision: str = "float32") -> ColaRecipe:
     recipe = paper_tiny()
-    stage = replace(recipe.stage1, steps=STEPS, tokens=256, evaluate_every=STEPS, save_every=2, warmup=2)
+    stage = replace(recipe.stage1, steps=STEPS, tokens=128, micro_batches=4)  # two processes: two each
+    stage = replace(stage, evaluate_every=STEPS, save_every=4, warmup=2)
     return replace(recipe, stage1=stage, stage2=stage, parallel=Parallel(sharding, precision, True))
 
 

@@ -29,8 +29,7 @@ class _TrainGroup(click.Group):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        asks_for_help = bool(args) and args[0] in ctx.help_option_names
-        if args and args[0] not in self.commands and not asks_for_help:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
             args = [_run.name or "", *args]
         return super().parse_args(ctx, args)
 
@@ -141,7 +140,8 @@ def _run(
             resume=resume,
             tensorboard=tensorboard,
         )
-        console.note(f"{folder}: trained")
+        if os.environ.get("RANK", "0") == "0":  # once, not by every process
+            console.note(f"{folder}: trained")
         return
     if sharding is not None or tensorboard or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(f"recipe {recipe!r} has no torchrun, --sharding or --tensorboard: leave them out")

@@ -138,7 +138,9 @@ class Spread:
                 fully_shard(part, mesh=mesh, mp_policy=policy)
         else:
             ids = [place.device.index] if place.device.type == "cuda" else None
-            self._outer = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+            self._outer = DistributedDataParallel(
+                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def __call__(self, *arguments: Any) -> Any:
         # FSDP casts by its own policy; where weights stay float32, autocast does.
