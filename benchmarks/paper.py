@@ -275,19 +275,20 @@ def paper(
         file = out / f"ar-{width}-{steps}x{tokens}.pt"
         pairs.append((own, language_model_side(own.parameters, steps, tokens, store, tokenizer, file)))
     note("measuring")
-    rows = compare(pairs[-1], corpus.records, texts, (prompts, answers), codec)
+    bits = [tuple(float(side.bits(texts).sum()) for side in pair) for pair in pairs]
+    rows = compare(pairs[-1], bits[-1], corpus.records, (prompts, answers), codec)
     click.echo(markdown([("largest size", "float model", "autoregressive", "archive"), *rows]))
     click.echo()
     curve = [
         (
             f"{side.parameters / 1e6:.2f} M {side.name}",
-            f"{side.flops / 1e15:.4g}",
-            f"{side.bits(texts).sum() / corpus.raw_bytes:.3f}",
+            f"{side.flops / 1e12:.4g}",
+            f"{value / corpus.raw_bytes:.3f}",
         )
-        for pair in pairs
-        for side in pair
+        for pair, values in zip(pairs, bits, strict=True)
+        for side, value in zip(pair, values, strict=True)
     ]
-    click.echo(markdown([("model", "training PFLOP", "bits a byte"), *curve]))
+    click.echo(markdown([("model", "training TFLOP", "bits a byte"), *curve]))
     click.echo(
         f"\n{test.name}: {len(corpus.records):,} records, {corpus.raw_bytes:,} bytes; {len(prompts)}"
         f" continuations of {ANSWER} tokens after {PROMPT}.\n{steps:,} steps of {tokens:,} tokens a side and"
@@ -302,26 +303,28 @@ def paper(
 
 def compare(
     pair: tuple[Side, Side],
+    spent: tuple[float, ...],
     records: Sequence[bytes],
-    texts: Sequence[np.ndarray],
     pieces: tuple[Tensor, Tensor],
     codec: Codec,
 ) -> list[tuple[str, str, str, str]]:
-    """Rows of the main table: figure, float model, autoregressive model, archive."""
-    raw, count = sum(map(len, records)), sum(map(len, texts))
-    bits = [float(side.bits(texts).sum()) for side in pair]
-    bits.append(archive_bits(records, codec))
+    """Rows of the main table: figure, float model, autoregressive model, archive.
+
+    spent: bits of all records under each model. pieces: prompts and how they go on.
+    """
+    tokenizer = codec.model.tokenizer
+    raw, count = sum(map(len, records)), sum(map(len, tokenizer.encode(records)))
+    bits = [*spent, archive_bits(records, codec)]
     rows = [
         ("parameters, M", *(f"{side.parameters / 1e6:.2f}" for side in pair), "its own"),
-        ("training PFLOP", *(f"{side.flops / 1e15:.4g}" for side in pair), "its own"),
+        ("training TFLOP", *(f"{side.flops / 1e12:.4g}" for side in pair), "its own"),
         ("bits a byte", f"<= {bits[0] / raw:.3f}", f"{bits[1] / raw:.3f}", f"{bits[2] / raw:.3f}"),
-        ("perplexity a token", *(f"{2.0 ** (value / count):,.1f}" for value in bits)),
+        ("perplexity a token", *(f"{2.0 ** (value / count):.4g}" for value in bits)),
     ]
     archive = "missing: benchmarks.latency times its readings"
     for batch in (1, 32):
-        spent = [f"{latency(side, pieces[0], batch) * 1e3:.3f}" for side in pair]
-        rows.append((f"ms a token, batch {batch}", *spent, archive))
-    tokenizer = codec.model.tokenizer
+        times = [f"{latency(side, pieces[0], batch) * 1e3:.3f}" for side in pair]
+        rows.append((f"ms a token, batch {batch}", *times, archive))
     scores = [continuation(side, *pieces, tokenizer) for side in pair]
     unable = "missing: not measured here"
     rows.append(("continuation, ROUGE-L", *(f"{rouge:.3f}" for rouge, _ in scores), unable))
