@@ -39,7 +39,7 @@ from colazip.train.distributed import (
     wait,
     whole,
 )
-from colazip.train.optimize import Metrics, check_finite, learning_rate, to_tensors
+from colazip.train.optimize import Metrics, check_finite, fitting, learning_rate, to_tensors
 from colazip.train.tensorboard import EventFile
 from colazip.train.vocabulary import make_tokenizer
 
@@ -127,7 +127,8 @@ def run_cola(
 
         def start() -> None:
             stage2.initialize()
-            stage2.start_from(read_tensors(vae_file))
+            with fitting(vae_file):
+                stage2.start_from(read_tensors(vae_file))
             _normalize(stage2, train, recipe, place.device)
 
         average = _Run("stage2", stage2, recipe, recipe.stage2, place, out, tensorboard).fit(
@@ -241,17 +242,18 @@ class _Run:
             world=place.world,
         )
         window: dict[str, float] = {}
-        started = time.monotonic()
+        seconds = 0.0  # of training alone
         while step < schedule.steps:
+            started = time.monotonic()
             sums = self._step(spread, optimizer, stream, step)
+            seconds += time.monotonic() - started
             step += 1
             average.update(module, step)
             window = {n: window.get(n, 0.0) + v for n, v in sums.items()}
             last = step == schedule.steps
             if step % schedule.log_every == 0 or last:
-                seconds, started = time.monotonic() - started, time.monotonic()
                 write({"step": step, **figures(window), **self._speed(window, seconds)})
-                window = {}
+                window, seconds = {}, 0.0
             if step % schedule.evaluate_every == 0 or last:
                 with average.swapped_in(module):
                     found = figures(self._evaluate(spread, held_out))

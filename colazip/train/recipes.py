@@ -142,7 +142,7 @@ def paper_2b() -> ColaRecipe:
     return ColaRecipe(
         ColaConfig("paper_2b"),
         replace(stage, steps=50_000),
-        stage,
+        replace(stage, seed=1),
         weights=ColaWeights(shift=-1.0),
         parallel=Parallel("fsdp", "bfloat16", recompute=True),
         tokenizer_megabytes=2000,
