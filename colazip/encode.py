@@ -55,42 +55,38 @@ class LaneEncoder:
     def code(self, lanes: Lanes, table: np.ndarray, *, exact: bool) -> list[Coded]:
         """Every lane of the tokens int64 [L, T]. With `exact`, the lanes of a block must all be there."""
         guesses = np.stack(recall(table, lanes.block, lanes.count)) if exact else None
+        result = []
         with torch.inference_mode():
-            return [
-                row
-                for lo, x, counts in self._batches(lanes, table)
-                for row in self._run(x, counts, self._part(guesses, lo, x))
-            ]
+            for lo, hi, width in self._batches(lanes):
+                x, counts = self._tokens(table, lanes, lo, hi, width)
+                part = None if guesses is None else self._tensor(guesses[:, lo:hi], width)
+                result += self._run(x, counts, part)
+        return result
 
     def pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
         """Search sums alone, float64 [D] of every lane."""
+        result: list[np.ndarray] = []
         with torch.inference_mode():
-            return [row for _, x, counts in self._batches(lanes, table) for row in self._encode(x, counts)[1]]
+            for lo, hi, width in self._batches(lanes):
+                result += list(self._encode(*self._tokens(table, lanes, lo, hi, width))[1])
+        return result
 
-    def _batches(self, lanes: Lanes, table: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(first lane, tokens int64 [B, P, K], counts int64 [B]); lanes come longest first, so padding is
-        small."""
+    def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
+        """(first lane, end, tokens of its whole patches); lanes come longest first, so padding is small."""
         for lo in range(0, len(lanes), self._batch):
-            hi = min(lo + self._batch, len(lanes))
-            width = int(lanes.patches[lo]) * self._patch
-            x = np.zeros((hi - lo, width), np.int64)
-            kept = min(width, table.shape[1])
-            x[:, :kept] = table[lo:hi, :kept]
-            counts = torch.from_numpy(lanes.count[lo:hi].copy())
-            yield (
-                lo,
-                torch.from_numpy(x).view(hi - lo, -1, self._patch).to(self._device),
-                counts.to(self._device),
-            )
+            yield lo, min(lo + self._batch, len(lanes)), int(lanes.patches[lo]) * self._patch
 
-    def _part(self, guesses: np.ndarray | None, lo: int, x: Tensor) -> Tensor | None:
-        """Guesses [2, L, T] of the batch of lanes x [B, P, K] that begins with lane lo: [2, B, P * K]."""
-        if guesses is None:
-            return None
-        part = np.zeros((2, len(x), x.shape[1] * x.shape[2]), np.int64)
-        kept = min(part.shape[2], guesses.shape[2])
-        part[:, :, :kept] = guesses[:, lo : lo + len(x), :kept]
-        return torch.from_numpy(part).to(self._device)
+    def _tokens(self, table: np.ndarray, lanes: Lanes, lo: int, hi: int, width: int) -> tuple[Tensor, Tensor]:
+        """Tokens int64 [B, P, K] and counts int64 [B] of lanes lo to hi."""
+        tokens = self._tensor(table[lo:hi], width).unflatten(1, (-1, self._patch))
+        return tokens, torch.from_numpy(lanes.count[lo:hi].copy()).to(self._device)
+
+    def _tensor(self, values: np.ndarray, width: int) -> Tensor:
+        """int64 [..., T] -> [..., width], cut or padded with zeros."""
+        padded = np.zeros((*values.shape[:-1], width), np.int64)
+        kept = min(width, values.shape[-1])
+        padded[..., :kept] = values[..., :kept]
+        return torch.from_numpy(padded).to(self._device)
 
     def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
         """(levels float32 [B, P, K * C], search sums float64 [B, D]) of one batch of lanes."""

@@ -77,15 +77,6 @@ def cell_index(plane: Tensor, channels: int) -> Tensor:
     return index
 
 
-def cell_plane(index: Tensor, channels: int) -> Tensor:
-    """Symbols int64 [..., G] -> plane values -1..1 [..., G * C]."""
-    digits = []
-    for _ in range(channels):
-        digits.append(index % PLANE)
-        index = index // PLANE
-    return (torch.stack(digits[::-1], -1) - 1).float().flatten(-2)
-
-
 def _ternary(plane: Tensor) -> Tensor:
     """Plane values -1..1 [..., C] -> [..., 2 C + 1]: with a constant, any function of each value is linear in
     them; the constant also keeps an all-zero latent apart from the start of the text."""

@@ -130,6 +130,21 @@ def check_finite(
     return value
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of the generators that a run on `device` draws from, for its checkpoint."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Go on drawing where `random_state` was taken; a generator that it lacks stays as it is."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
 def to_tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """tokens int64 [B, T], counts int64 [B]."""
     return torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.counts).to(device)

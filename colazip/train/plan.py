@@ -20,7 +20,6 @@ from colazip.errors import UsageError
 from colazip.nn.cola import Layer
 from colazip.nn.cost import cost
 from colazip.nn.dit import DiT
-from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE
 from colazip.train.cola import ColaRecipe, StageSchedule
 from colazip.train.cola_losses import LOGIT_ROWS, Stage1, Stage2
@@ -63,7 +62,7 @@ class StagePlan:
 
 
 def plan(recipe: Recipe | ColaRecipe, gpus: int) -> list[StagePlan]:
-    """The stages of a recipe in order. Raises UsageError if it can't run on that many devices."""
+    """The stages of a recipe in order, but for the search head, which takes minutes. Raises UsageError if it can't run on that many devices."""
     if isinstance(recipe, Recipe):
         if gpus != 1:
             raise UsageError(f"recipe {recipe.model.name!r} trains on one GPU; say --gpus 1")
@@ -244,9 +243,3 @@ def _compression_prior(recipe: Recipe) -> StagePlan:
         kept.bytes * schedule.patches // config.segment,
         0,
     )
-
-
-def search_parameters(recipe: Recipe) -> int:
-    """Weights of the search head, whose training is not planned: it takes minutes."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in SearchHead(recipe.model).parameters())

@@ -20,6 +20,8 @@ from colazip.train.optimize import (
     fitting,
     learning_rate,
     load_checkpoint,
+    random_state,
+    restore_random_state,
     save_atomic,
     to_tensors,
 )
@@ -106,7 +108,7 @@ def train_prior(
         with fitting(checkpoint):
             prior.load_state_dict(state["model"])
             descent.load(state["optimizers"])
-            torch.set_rng_state(state["rng"].cpu())
+            restore_random_state(state["rng"], device)
             step = state["step"]
     metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
@@ -145,7 +147,7 @@ def train_prior(
             metrics.write({"step": step, "validation": "figures", **figures})
         if step % schedule.save_every == 0 or step == schedule.steps:
             state = {"model": prior.state_dict(), "optimizers": descent.state()}
-            save_atomic({**state, "rng": torch.get_rng_state(), "step": step}, checkpoint)
+            save_atomic({**state, "rng": random_state(device), "step": step}, checkpoint)
     if not figures:
         figures = {"flow_loss": _evaluate(prior, vae, held_out, schedule, device)}
     return prior, figures

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from colazip.config import ModelConfig, StackConfig
 from colazip.nn.cola import ColaConfig
@@ -77,10 +78,19 @@ def default() -> Recipe:
     return Recipe(ModelConfig("default"), VAESchedule(5200), PriorSchedule(900), SearchSchedule(2500, 150))
 
 
+def default_continued() -> Recipe:
+    """The shape of `default`, from a VAE that has gone through it (`--init`): other text, the latents'
+    rate held from the first step, a lower peak learning rate."""
+    schedule = VAESchedule(3600, lr=2.5e-3, muon_lr=2.5e-3, latents_until=0.0, joint_from=0.0, seed=1)
+    return dataclasses.replace(default(), vae=schedule)
+
+
 def base() -> Recipe:
     """About 50 M coding parameters, for a GPU; as int8 it stays below the 60 MB a larger model may weigh."""
-    model = ModelConfig(
-        "base",
+    small = default()
+    model = dataclasses.replace(
+        small.model,
+        name="base",
         encoder=StackConfig(512, 3, 8),
         context=StackConfig(320, 3, 5),
         refiner=StackConfig(320, 2, 5),
@@ -90,11 +100,11 @@ def base() -> Recipe:
         local_hidden=960,
         prior=StackConfig(384, 8, 6),
     )
-    return Recipe(
-        model,
-        VAESchedule(40_000, patches=8192, lr=2e-3, muon_lr=2e-3, warmup=500),
-        PriorSchedule(15_000, patches=8192, lr=1e-3, warmup=500),
-        SearchSchedule(5000, 1000),
+    return dataclasses.replace(
+        small,
+        model=model,
+        vae=VAESchedule(40_000, patches=8192, lr=2e-3, muon_lr=2e-3, warmup=500),
+        prior=PriorSchedule(15_000, patches=8192, lr=1e-3, warmup=500),
     )
 
 
@@ -141,8 +151,8 @@ def paper_2b() -> ColaRecipe:
     )
     return ColaRecipe(
         ColaConfig("paper_2b"),
-        replace(stage, steps=50_000),
-        replace(stage, seed=1),
+        dataclasses.replace(stage, steps=50_000),
+        dataclasses.replace(stage, seed=1),
         weights=ColaWeights(shift=-1.0),
         parallel=Parallel("fsdp", "bfloat16", recompute=True),
         tokenizer_megabytes=2000,
@@ -153,6 +163,7 @@ RECIPES: dict[str, Callable[[], Recipe | ColaRecipe]] = {
     "tiny": tiny,
     "default": default,
     "base": base,
+    "default-continued": default_continued,
     "paper_tiny": paper_tiny,
     "paper_2b": paper_2b,
 }

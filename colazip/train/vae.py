@@ -23,6 +23,8 @@ from colazip.train.optimize import (
     guesses,
     learning_rate,
     load_checkpoint,
+    random_state,
+    restore_random_state,
     save_atomic,
     to_tensors,
 )
@@ -161,7 +163,8 @@ def train_vae(
 ) -> TextVAE:
     """Train, or go on from `folder/checkpoint.pt`. Writes metrics.jsonl and the checkpoint into `folder`.
 
-    initial: checkpoint of another run, whose tensors are the starting point wherever their shapes fit.
+    initial: checkpoint of another run, whose tensors are the starting point wherever their shapes fit; the
+    weight of the latents' bits goes on from there.
 
     Raises ColazipError, with the batch saved as `bad_batch.npz`, when the loss stops being finite.
     """
@@ -169,13 +172,15 @@ def train_vae(
     model = TextVAE(config)
     model.readout.set_classes(torch.from_numpy(class_of))
     model.encoder.set_places(torch.from_numpy(places))
+    control = RateControl(schedule.rate_bits, schedule.rate_floor, schedule.rate_cap)
     if initial is not None and not resume:
         state = load_checkpoint(initial, device)
         with fitting(initial):
             _start_from(model, state["model"])
+            # A run that has steered its rate already goes on from there.
+            control.weight, control.average = state.get("control", (control.weight, control.average))
     model.to(device).train()
     descent = Descent(model, optimizers(model, schedule))
-    control = RateControl(schedule.rate_bits, schedule.rate_floor, schedule.rate_cap)
     step = 0
     checkpoint = folder / "checkpoint.pt"
     if resume:
@@ -184,7 +189,7 @@ def train_vae(
             model.load_state_dict(state["model"])
             descent.load(state["optimizers"])
             control.weight, control.average = state["control"]
-            torch.set_rng_state(state["rng"].cpu())
+            restore_random_state(state["rng"], device)
             step = state["step"]
     metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
@@ -253,7 +258,7 @@ def train_vae(
                     "model": model.state_dict(),
                     "optimizers": descent.state(),
                     "control": (control.weight, control.average),
-                    "rng": torch.get_rng_state(),
+                    "rng": random_state(device),
                     "step": step,
                 },
                 checkpoint,

@@ -22,7 +22,7 @@ from colazip.nn.exact import frequencies, quantize_rows
 from colazip.nn.search_head import SearchHead
 from colazip.nn.shapes import coding_shapes
 from colazip.nn.steps import TorchNetworks, table
-from colazip.nn.vae import TextVAE, cell_index, cell_plane
+from colazip.nn.vae import TextVAE, cell_index
 from colazip.pretrained import Model, from_networks, load, save_pretrained
 from colazip.tokenizer import Tokenizer
 from tests.random_weights import randomize
@@ -106,7 +106,6 @@ def test_cells_are_the_same(channels: int, seed: int) -> None:
     index = grid.cell_index(plane, channels)
     assert np.array_equal(index, cell_index(torch.from_numpy(plane), channels).numpy())
     assert np.array_equal(grid.cell_plane(index, channels).reshape(plane.shape), plane)
-    assert np.array_equal(cell_plane(torch.from_numpy(index), channels).numpy(), plane)
 
 
 def test_vectors_are_the_same(model: Model) -> None:
