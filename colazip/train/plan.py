@@ -62,7 +62,10 @@ class StagePlan:
 
 
 def plan(recipe: Recipe | ColaRecipe, gpus: int) -> list[StagePlan]:
-    """The stages of a recipe in order, but for the search head, which takes minutes. Raises UsageError if it can't run on that many devices."""
+    """The stages of a recipe in order, but for the search head, which takes minutes.
+
+    Raises UsageError if it can't run on that many devices.
+    """
     if isinstance(recipe, Recipe):
         if gpus != 1:
             raise UsageError(f"recipe {recipe.model.name!r} trains on one GPU; say --gpus 1")
@@ -188,18 +191,12 @@ def _activations(
     return outside.bytes + sum(inputs) + (full.bytes - outside.bytes) // max(1, len(inputs))
 
 
-_PROBE_ROWS = 1
-
-
 def _compression_vae(recipe: Recipe) -> StagePlan:
     config, schedule = recipe.model, recipe.vae
     model = TextVAE(config)
     length = config.segment * config.patch
-    tokens = torch.randint(1, config.vocabulary, (_PROBE_ROWS, length))
-    counts, guesses = (
-        torch.full((_PROBE_ROWS,), length),
-        torch.zeros(2, _PROBE_ROWS, length, dtype=torch.int64),
-    )
+    tokens, counts = torch.randint(1, config.vocabulary, (1, length)), torch.tensor([length])
+    guesses = torch.zeros(2, 1, length, dtype=torch.int64)
     weights = Weights(schedule.gist, 1.0, True, schedule.token_dropout)
     with _Kept(model) as kept:
         compute(model, tokens, counts, guesses, weights, fast=True)
@@ -214,7 +211,7 @@ def _compression_vae(recipe: Recipe) -> StagePlan:
         6.0 * products / config.patch,
         16 * weights_count - 4 * inner,  # Muon keeps one moment, AdamW two
         0,
-        kept.bytes * schedule.patches // (_PROBE_ROWS * config.segment),
+        kept.bytes * schedule.patches // config.segment,
         0,
     )
 
