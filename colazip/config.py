@@ -26,7 +26,7 @@ class ModelConfig:
     name: str
     classes: int = 128  # the vocabulary is classes * slots tokens: a token is its class, then its slot
     slots: int = 64
-    details: int = 3  # gists of so many details can be written, the most detailed first
+    details: int = 1  # gists of so many details can be written, the most detailed first
     patch: int = 4  # tokens a patch
     segment: int = 256  # patches that see each other; a longer part is several segments
     embedding: int = 96

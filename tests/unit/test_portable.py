@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colazip.nn.search_head import SearchHead
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from colazip.lanes import lay_out
 from colazip.nn import grid, portable
 from colazip.nn.dit import DiT
 from colazip.nn.exact import frequencies, quantize_rows
-from colazip.nn.search_head import SearchHead
 from colazip.nn.shapes import coding_shapes
 from colazip.nn.steps import TorchNetworks, table
 from colazip.nn.vae import TextVAE, cell_index

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colazip.nn.search_head import SearchHead
 
 from colazip.config import ModelConfig
 from colazip.errors import InputError
-from colazip.nn.search_head import SearchHead
 from colazip.tokenizer import Tokenizer
 from colazip.train.data import TokenStore
 from colazip.train.pairs import TextPairs
@@ -38,7 +38,7 @@ def teacher(texts: Sequence[str]) -> np.ndarray:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> TokenStore:
     folder = tmp_path_factory.mktemp("store")
-    return TokenStore.build(folder, iter(passages()), tiny_tokenizer, 64)
+    return TokenStore.build(folder, iter(passages()), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
