@@ -62,6 +62,8 @@ def tiny() -> Recipe:
             evaluate_every=10,
             save_every=5,
             quantizer_sample=512,
+            code_steps=5,
+            code_pairs=32,
             held_out=64,
         ),
         tokenizer_megabytes=1,

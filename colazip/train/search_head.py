@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from colazip.nn.layers import straight_through
 from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE, real_tokens
 from colazip.tokenizer import Tokenizer
@@ -25,7 +27,7 @@ from colazip.train.optimize import (
     save_atomic,
     to_tensors,
 )
-from colazip.train.quantizer import balanced_rotation, decode, fit_codebook
+from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest
 from colazip.train.search_rows import Bags, choose, contrast, distillation, ranks
 from colazip.train.teacher import Pairs
 from colazip.vectors import assign_codes, pack_rows, unpack_rows
@@ -38,7 +40,9 @@ _AT_ONCE = 512  # pairs embedded together outside of training
 class SearchSchedule:
     """joint_steps: steps in which the encoder's states join the rows; at 0 search vectors need no network.
 
-    quantizer_sample: passages that the codes' centroids are fitted to.
+    quantizer_sample: passages that the codes' centroids are fitted to. code_steps: steps after that, in which
+    rows and centroids learn together, passages seen through their codes (compare JPQ, arXiv 2108.00644).
+    code_pull: weight of the squared distance between a vector and its code.
     """
 
     joint_steps: int = 0
@@ -51,6 +55,11 @@ class SearchSchedule:
     evaluate_every: int = 250
     save_every: int = 250
     quantizer_sample: int = 32768
+    code_steps: int = 300
+    code_pairs: int = 512
+    code_lr: float = 1e-3
+    centroid_lr: float = 3e-4
+    code_pull: float = 1.0
     held_out: int = 2048
     seed: int = 2
 
@@ -58,8 +67,8 @@ class SearchSchedule:
 class _Side:
     """Queries, or passages, as the head reads them."""
 
-    def __init__(self, texts: list[np.ndarray], tokenizer: Tokenizer, vae: TextVAE) -> None:
-        self.texts, self.vae = texts, vae
+    def __init__(self, texts: list[np.ndarray], tokenizer: Tokenizer, vae: TextVAE, states: bool) -> None:
+        self.texts, self.vae, self.states = texts, vae, states
         self.bags = Bags(texts, tokenizer, vae.config.word_rows)
         self.longest = vae.config.segment * vae.config.patch
 
@@ -75,7 +84,7 @@ class _Side:
     def vectors(self, head: SearchHead, which: np.ndarray) -> Tensor:
         """Unit vectors [B, D]."""
         sums = self.bags.sums(head.trainable, which)
-        if torch.is_grad_enabled() or not head.silent:
+        if self.states:
             tokens, counts = to_tensors(self.batch(which), sums.device)
             patches = tokens.unflatten(1, (-1, self.vae.config.patch))
             real = real_tokens(counts, patches)
@@ -122,9 +131,9 @@ def train_search_head(
     metrics = Metrics(folder / "metrics.jsonl", step=step)
     if not resume:
         metrics.write({"stage": "search head", "schedule": asdict(schedule)})
-    used = len(train.queries) if schedule.joint_steps else schedule.quantizer_sample
-    queries, passages = (_Side(t[:used], tokenizer, vae) for t in (train.queries, train.passages))
-    held_out = [_Side(texts, tokenizer, vae) for texts in (validation.queries, validation.passages)]
+    states = schedule.joint_steps > 0
+    queries, passages = (_Side(texts, tokenizer, vae, states) for texts in (train.queries, train.passages))
+    held_out = [_Side(texts, tokenizer, vae, states) for texts in (validation.queries, validation.passages)]
     window: list[float] = []
     started, first = time.monotonic(), step
     while step < schedule.joint_steps:
@@ -148,6 +157,8 @@ def train_search_head(
         if step % schedule.save_every == 0 or step == schedule.joint_steps:
             save_atomic({"model": head.state_dict(), "optimizer": descent.state(), "step": step}, checkpoint)
     fit_quantizer(head, passages, schedule)
+    _learn_codes(head, queries, passages, train, schedule, folder)
+    ship_rows(head)
     a, b = (side.all(head, schedule.held_out) for side in held_out)
     codebook = head.codebook.cpu().numpy()
     read = torch.from_numpy(decode(assign_codes(b.numpy(), codebook), codebook))
@@ -162,18 +173,59 @@ def train_search_head(
 
 @torch.no_grad()
 def fit_quantizer(head: SearchHead, passages: _Side, schedule: SearchSchedule) -> None:
-    """Rotate the head so that every slice of its vectors carries a like share of the variance, put its rows
-    on the grid they ship on, then cluster each slice."""
-    rows, states = head.trainable, head.states.trainable
+    """Rotate the head so that every slice of its vectors carries a like share of the variance, then cluster
+    each slice."""
     slices = head.codebook.shape[0]
-    rotation = balanced_rotation(passages.all(head, schedule.quantizer_sample), slices).to(rows.device)
-    rows.copy_(rows @ rotation.t())
+    sample = passages.all(head, schedule.quantizer_sample)
+    rotation = balanced_rotation(sample, slices)
+    turn = rotation.to(head.trainable.device)
+    head.trainable.copy_(head.trainable @ turn.t())
+    head.states.trainable.copy_(turn @ head.states.trainable)
+    head.codebook.copy_(fit_codebook(sample @ rotation.t(), slices, schedule.seed))
+
+
+def _learn_codes(
+    head: SearchHead, queries: _Side, passages: _Side, train: Pairs, schedule: SearchSchedule, folder: Path
+) -> None:
+    """Contrast and distillation between queries and the codes of passages: short, so it has no checkpoint."""
+    centroids = torch.nn.Parameter(head.codebook.clone())
+    groups = [
+        {"params": list(head.parameters()), "lr": schedule.code_lr},
+        {"params": [centroids], "lr": schedule.centroid_lr},
+    ]
+    both = torch.nn.ModuleList([head, torch.nn.ParameterList([centroids])])
+    descent = Descent(both, [torch.optim.Adam(groups, betas=(0.9, 0.99))])
+    for step in range(schedule.code_steps):
+        chosen, taught = choose(train, step, schedule.code_pairs, schedule.seed)
+        a, b = queries.vectors(head, chosen), passages.vectors(head, chosen)
+        read = nearest(b.detach(), centroids)
+        seen = functional.normalize(straight_through(b, read.detach()) + read - read.detach(), dim=-1)
+        loss = contrast(a, seen, schedule.temperature)
+        if taught:
+            loss = loss + schedule.distil * distillation(
+                a, seen, train, chosen[:taught], schedule.temperature
+            )
+        loss = loss + schedule.code_pull * (b - read).square().sum(-1).mean()
+        check_finite(loss, descent.backward(loss), step, queries.batch(chosen), folder)
+        descent.step(
+            learning_rate(step, schedule.code_steps, warmup=min(20, schedule.warmup), decay_from=0.4)
+        )
+        if (step + 1) % 50 == 0:
+            print(
+                f"search codes {step + 1} of {schedule.code_steps}  loss {float(loss.detach()):.3f}",
+                file=sys.stderr,
+            )
+    with torch.no_grad():
+        head.codebook.copy_(centroids)
+
+
+@torch.no_grad()
+def ship_rows(head: SearchHead) -> None:
+    """Put the head on the grid that it ships on: 4 bits a row's value if there are rows of words."""
+    rows = head.trainable
     scale = _LARGEST / rows.abs().max().clamp_min(1e-9)
     rows.mul_(scale)
-    states.copy_(rotation @ states * scale)
-    if len(rows) > head.vocabulary:  # rows of words: all ship in 4 bits
+    head.states.trainable.mul_(scale)
+    if len(rows) > head.vocabulary:
         packed, steps = pack_rows(rows.cpu().numpy())
-        shipped = unpack_rows(packed, rows.shape[1]).astype(np.float32) * steps
-        rows.copy_(torch.from_numpy(shipped))
-    sample = passages.all(head, schedule.quantizer_sample)
-    head.codebook.copy_(fit_codebook(sample, slices, schedule.seed))
+        rows.copy_(torch.from_numpy(unpack_rows(packed, rows.shape[1]).astype(np.float32) * steps))
