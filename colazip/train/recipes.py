@@ -68,7 +68,7 @@ def tiny() -> Recipe:
         ),
         PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
         RowSchedule(20, pairs=256, taught=128, words=200, batch=32, warmup=5, evaluate_every=10, held_out=64),
-        SearchSchedule(sample=512, held_out=64),
+        SearchSchedule(sample=512, steps=5, batch=32, held_out=64),
         tokenizer_megabytes=1,
         dictionary_bytes=1 << 10,
         dictionary_megabytes=1,
