@@ -30,9 +30,10 @@ from colazip.evaluate.table import markdown
 from colazip.planes import PLANES, cell_width, coarse
 from colazip.prior import Prior
 from colazip.sampling import Sampling
-from colazip.variations import choose_missing, score, text_latents
+from colazip.variations import choose_missing, elect, fillings, score, text_latents
 
 MISSING = (0.1, 0.3, 0.5)
+VOTES = 8
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _JUDGE_BYTES = 8 << 20
 _PARTS = ("denoise", "fill", "continue", "strength", "score")
@@ -105,7 +106,9 @@ def denoising(sample: Sample, options: Sampling) -> Table:
 
 def filling(sample: Sample, options: Sampling, commonest: int) -> Table:
     """Accuracy over the tokens of missing patches."""
-    rows: Table = [("missing", "filled in", "decoder fed zeros", "commonest token", "if known")]
+    rows: Table = [
+        ("missing", "one draw", f"{VOTES} draws, elected", "decoder fed zeros", "commonest token", "if known")
+    ]
     patch = sample.codec.model.config.patch
     for share in MISSING:
         holes = [choose_missing(len(v), share, i) for i, v in enumerate(sample.levels)]
@@ -117,12 +120,13 @@ def filling(sample: Sample, options: Sampling, commonest: int) -> Table:
             pairs = zip(tokens, sample.tokens, lost, strict=True)
             return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
 
-        drawn = sample.prior.infill(sample.levels, holes, options)
+        drawn = [sample.read(v) for v in fillings(sample.prior, sample.levels, holes, VOTES, options)]
         unigram = [np.full(len(t), commonest) for t in sample.tokens]
         rows.append(
             (
                 f"{share:.0%}",
-                accuracy(sample.read(drawn)),
+                accuracy(drawn[0]),
+                accuracy([elect(some) for some in zip(*drawn, strict=True)]),
                 accuracy(sample.read(zeros)),
                 accuracy(unigram),
                 accuracy(sample.read(sample.levels)),

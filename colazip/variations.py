@@ -24,6 +24,7 @@ Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
 Segments = list[tuple[np.ndarray, int]]  # levels float32 [P, K * C], and tokens
 
 _SEGMENTS_AT_ONCE = 64
+_MOST_VOTES = 64
 
 
 def denoise(
@@ -54,25 +55,52 @@ def regenerate(codec: Codec, parts: Parts, *, strength: float = 0.3, options: Sa
     """A variant of a record: its latents noised and denoised. strength: 0 gives the gist reading, 1 starts
     from noise alone. Parts kept in PLAIN have no latents and come back as they are. UsageError."""
     prior = Prior.from_codec(codec)
-    return _changed(codec, parts, lambda levels: prior.variants(levels, strength, options))
+    return _changed(codec, parts, lambda levels: [prior.variants(levels, strength, options)])
 
 
 def fill(
-    codec: Codec, parts: Parts, *, missing: float | Sequence[int] = 0.3, options: Sampling | None = None
+    codec: Codec,
+    parts: Parts,
+    *,
+    missing: float | Sequence[int] = 0.3,
+    votes: int = 1,
+    options: Sampling | None = None,
 ) -> str:
     """A record whose missing patches the prior draws anew, given those on both sides.
 
     missing: a share of all patches, chosen by the seed, or the numbers of some, counted over the record from
-    0. Parts kept in PLAIN have no patches. Raises UsageError.
+    0. votes: how often each is drawn; of every token, the one read most often is taken. Parts kept in PLAIN
+    have no patches. Raises UsageError.
     """
+    if not 1 <= votes <= _MOST_VOTES:
+        raise UsageError(f"votes {votes}: must lie between 1 and {_MOST_VOTES}")
     prior, chosen = Prior.from_codec(codec), options or Sampling()
 
-    def change(levels: list[np.ndarray]) -> list[np.ndarray]:
+    def change(levels: list[np.ndarray]) -> list[list[np.ndarray]]:
         holes = choose_missing(sum(map(len, levels)), missing, chosen.seed)
         masks = np.split(holes, np.cumsum([len(v) for v in levels])[:-1])
-        return prior.infill(levels, masks, chosen)
+        return fillings(prior, levels, masks, votes, chosen)
 
     return _changed(codec, parts, change)
+
+
+def fillings(
+    prior: Prior,
+    levels: Sequence[np.ndarray],
+    missing: Sequence[np.ndarray],
+    votes: int,
+    options: Sampling,
+) -> list[list[np.ndarray]]:
+    """All segments filled in `votes` times: [vote][segment], levels [P, C]. missing: bool [P] each."""
+    flat = prior.infill([*levels] * votes, [*missing] * votes, options)
+    return [flat[i * len(levels) : (i + 1) * len(levels)] for i in range(votes)]
+
+
+def elect(readings: Sequence[np.ndarray]) -> np.ndarray:
+    """Of several readings of one segment, int64 [T] each, the token that most have at each place."""
+    table = np.stack(readings)
+    support = (table[:, None] == table[None]).sum(1)  # [votes, T]
+    return np.take_along_axis(table, support.argmax(0)[None], 0)[0]
 
 
 def choose_missing(count: int, missing: float | Sequence[int], seed: int) -> np.ndarray:
@@ -162,15 +190,19 @@ def text_latents(codec: Codec, texts: Sequence[str | bytes]) -> list[Segments]:
     return [[segments[start] for start in sorted(segments)] for segments in found]
 
 
-def _changed(codec: Codec, parts: Parts, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> str:
-    """Text of a record, its latents changed: all of its segments at once."""
+def _changed(codec: Codec, parts: Parts, change: Callable[[list[np.ndarray]], list[list[np.ndarray]]]) -> str:
+    """Text of a record, its latents changed, all of its segments at once. `change` may give several versions
+    of them, of which the readings are put to the vote."""
     pieces: list[str | Segments] = []
     for block, slot in parts:
         segments = codec.latents(block).get(slot)
         pieces.append(codec.plain_texts(block).get(slot, "") if segments is None else segments)
     flat = [segment for piece in pieces if not isinstance(piece, str) for segment in piece]
-    changed = change([levels for levels, _ in flat]) if flat else []
-    tokens = iter(codec.read_segments([(v, n) for v, (_, n) in zip(changed, flat, strict=True)]))
+    versions = change([levels for levels, _ in flat]) if flat else [[]]
+    readings = [
+        codec.read_segments([(v, n) for v, (_, n) in zip(version, flat, strict=True)]) for version in versions
+    ]
+    tokens = iter([elect(some) for some in zip(*readings, strict=True)])
     return "".join(
         piece if isinstance(piece, str) else _joined(codec, [next(tokens) for _ in piece]) for piece in pieces
     )

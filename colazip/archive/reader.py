@@ -222,15 +222,23 @@ class Archive:
         text: str = regenerate(codec, parts, strength=strength, options=options)
         return text
 
-    def fill(self, id: str, *, missing: float | Sequence[int] = 0.3, options: Sampling | None = None) -> str:
+    def fill(
+        self,
+        id: str,
+        *,
+        missing: float | Sequence[int] = 0.3,
+        votes: int = 1,
+        options: Sampling | None = None,
+    ) -> str:
         """The gist reading of one record with part of its latents taken away and drawn anew by the prior.
 
-        missing: a share of its patches, or the numbers of some from 0. Raises UsageError.
+        missing: a share of its patches, or the numbers of some from 0. votes: how often they are drawn; each
+        token is the one read most often. Raises UsageError.
         """
         codec, parts = self._gist_parts(id)
         from colazip.variations import fill
 
-        text: str = fill(codec, parts, missing=missing, options=options)
+        text: str = fill(codec, parts, missing=missing, votes=votes, options=options)
         return text
 
     def proceed(self, id: str, *, tokens: int = 200, options: Sampling | None = None) -> str:

@@ -111,6 +111,13 @@ def search(archive: str, query: str, k: int, as_json: bool, model: str | None, c
     "[default: 0.3]",
 )
 @click.option(
+    "--votes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="With --fill: how often to draw; each token is the one read most often.",
+)
+@click.option(
     "--continue",
     "more",
     type=click.IntRange(min=1),
@@ -126,6 +133,7 @@ def regenerate(
     strength: float | None,
     fill: bool,
     missing: str | None,
+    votes: int,
     more: int | None,
     sampling: Sampling,
     model: str | None,
@@ -145,7 +153,7 @@ def regenerate(
         if id not in opened:
             raise RecordNotFoundError(f"{archive}: no record {id!r}; it has {_known_ids(opened)}")
         if fill:
-            text = opened.fill(id, missing=which, options=sampling)
+            text = opened.fill(id, missing=which, votes=votes, options=sampling)
         elif more is not None:
             text = opened.proceed(id, tokens=more, options=sampling)
         else:

@@ -12,6 +12,7 @@ from colazip.sampling import Sampling
 from colazip.variations import (
     choose_missing,
     denoise,
+    elect,
     fill,
     proceed,
     regenerate,
@@ -89,6 +90,20 @@ def test_what_is_missing() -> None:
     for wrong in (1.5, -0.1, [10], [-1]):
         with pytest.raises(UsageError, match="missing"):
             choose_missing(10, wrong, 0)
+
+
+def test_the_token_that_most_readings_have() -> None:
+    readings = [np.array(r) for r in ([1, 5, 7], [2, 5, 8], [2, 6, 9])]
+    assert elect(readings).tolist() == [2, 5, 7]
+    assert elect(readings[:1]).tolist() == [1, 5, 7]
+
+
+def test_filling_in_by_votes() -> None:
+    codec, block = tiny_codec(), block_of(passages()[3])
+    assert fill(codec, [(block, 0)], missing=0.0, votes=3) == codec.read_gist([block])[0][0]
+    assert fill(codec, [(block, 0)], missing=0.5, votes=3, options=QUICK)
+    with pytest.raises(UsageError, match="votes"):
+        fill(codec, [(block, 0)], votes=0)
 
 
 def test_latents_of_a_text_are_those_that_are_stored() -> None:
