@@ -15,13 +15,22 @@ from colazip.archive.blocks import BlockTable
 from colazip.archive.format import FORMAT_VERSION, ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
 from colazip.archive.store import Store
-from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, RecordNotFoundError, UsageError
+from colazip.errors import (
+    FormatError,
+    MissingLayerError,
+    ModelMismatchError,
+    RecordNotFoundError,
+    SearchIndexError,
+)
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, holds_text
 from colazip.oneshot import default_codec
 from colazip.presets import SMALL
 
 if TYPE_CHECKING:
+    from colazip.archive.sidecar import Sidecar
+    from colazip.coarse import LargeIndex
     from colazip.codec import Codec
+    from colazip.lexical import LexicalIndex
     from colazip.search import SearchIndex
 
 _T = TypeVar("_T")
@@ -52,7 +61,8 @@ class Archive:
                 self.close()
                 raise
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
-        self._search_index: tuple[SearchIndex, np.ndarray] | None = None
+        self._search_index: tuple[SearchIndex | LargeIndex, np.ndarray] | None = None
+        self._index_files: Sidecar | None = None
 
     @classmethod
     def pack(
@@ -180,27 +190,47 @@ class Archive:
         group, row = self._locate(id)
         return next(self._store.tables(group)[1].metadata(row, row + 1))
 
-    def search(self, query: str, k: int = 10) -> list[Hit]:
-        """The k records nearest to `query` in meaning, best first; none for a blank query.
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        mode: str | None = None,
+        where: str | None = None,
+        *,
+        snippets: bool = True,
+    ) -> list[Hit]:
+        """The k records that answer `query` best, best first; none for a blank query.
+
+        mode: `semantic` ranks by nearness in meaning, `lexical` by words in common (BM25), `hybrid` by both;
+        the latter two need the index that `build_index` makes. None is hybrid where that index is, else
+        semantic. where: only records whose metadata pass, e.g. `year >= 2020 and lang = 'en'`
+        (colazip/where.py has the grammar); k of those are found where k exist. snippets: False spares the
+        decoding of the hits' text.
 
         A record of several parts ranks by its best one. Records that are no text to the model (binary,
-        scripts it never saw) have no vector and are never found. The first search builds the index, which
-        stays in memory: the search codes and 8 bytes a part.
+        scripts it never saw) have no vector and are not found by meaning. The first semantic search reads
+        the codes, which stay in memory with 8 bytes a part. Raises UsageError for a wrong mode or filter,
+        SearchIndexError if the index is missing, stale or damaged; `semantic` goes past a bad index.
         """
-        self._need(SEARCH)
-        if k < 1:
-            raise UsageError(f"k must be at least 1, not {k}")
-        if not query.strip() or not len(self):
-            return []
-        codec = self._model()
-        index, parts = self._index()
-        vector = codec.vectors([query.encode("utf-8", "replace").decode()])[0]
-        positions, scores = index.search(vector, k)
-        records = index.owners[positions].astype(np.int64)
-        snippets = self._snippets(parts[positions])
-        return [
-            self._hit(int(r), float(s), text) for r, s, text in zip(records, scores, snippets, strict=True)
-        ]
+        from colazip.archive.find import find
+
+        return find(self, query, k, mode, where, snippets)
+
+    def build_index(
+        self, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, int]:
+        """Make the search index beside the archive, `path + ".index"`: sizes in bytes of its parts.
+
+        It holds the words of the text (BM25) and, for archives of many passages, codes for a faster search
+        by meaning; all of it can be made again from the archive. progress: called with records and text
+        bytes done. Raises UsageError if there is one already and `overwrite` is false, MissingLayerError for
+        an archive without text that is too small to need more than its search layer.
+        """
+        from colazip.archive.sidecar import build
+
+        self._index_files = None
+        self._search_index = None
+        return build(self, overwrite=overwrite, progress=progress)
 
     def regenerate(self, id: str, *, strength: float = 0.3, steps: int = 8, seed: int = 0) -> str:
         """A variant of one record: its gist latents noised, denoised by the prior, and read.
@@ -239,6 +269,7 @@ class Archive:
             "file_bytes": self._store.file_bytes,
             "ratio": round(manifest.text_bytes / self._store.file_bytes, 4),
             "bytes": sizes,
+            "index": self._index_facts(),
             "layers": list(manifest.layers),
             "source": manifest.source,
         }
@@ -355,8 +386,38 @@ class Archive:
             raise RecordNotFoundError(f"{self.path}: no record has the id {id!r}")
         return found
 
-    def _index(self) -> tuple[SearchIndex, np.ndarray]:
+    def _sidecar(self, strict: bool = True) -> Sidecar | None:
+        """The search index beside the archive, None without one. Raises SearchIndexError if it is stale or
+        damaged; not strict: None then, too."""
+        if self._index_files is None:
+            from colazip.archive.sidecar import open_sidecar
+
+            try:
+                self._index_files = open_sidecar(self)
+            except SearchIndexError:
+                if strict:
+                    raise
+        return self._index_files
+
+    def _words(self) -> LexicalIndex:
+        """The index of words; raises SearchIndexError without one."""
+        sidecar = self._sidecar()
+        if sidecar is None or not sidecar.has_words:
+            raise SearchIndexError(
+                f"{self.path}: has no index of its words; make one with colazip index "
+                f"{'--rebuild ' if sidecar else ''}{self.path}, or search with --mode semantic"
+            )
+        return sidecar.words()
+
+    def _index_facts(self) -> dict[str, Any] | None:
+        from colazip.archive.sidecar import facts
+
+        return facts(self)
+
+    def _index(self) -> tuple[SearchIndex | LargeIndex, np.ndarray]:
         """The index, and the part (counted over the archive) of each of its codes."""
+        if self._search_index is None and (sidecar := self._sidecar(strict=False)) is not None:
+            self._search_index = sidecar.vectors(self._model().codebook)
         if self._search_index is None:
             from colazip.search import SearchIndex
 
@@ -413,10 +474,10 @@ class Archive:
                     snippets[rank] = _one_line(gists[block][slot])
         return snippets
 
-    def _hit(self, ordinal: int, score: float, snippet: str) -> Hit:
+    def _hit(self, ordinal: int, score: float, snippet: str, scores: Mapping[str, float]) -> Hit:
         group, row = self._store.place(ordinal)
         metadata = next(self._store.tables(group)[1].metadata(row, row + 1))
-        return Hit(self._store.names(group, row, row + 1)[0], score, metadata, snippet)
+        return Hit(self._store.names(group, row, row + 1)[0], score, metadata, snippet, scores)
 
     def _need(self, layer: str) -> None:
         if layer not in self.layers:

@@ -23,12 +23,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Hit:
-    """One record found by a search. score: cosine; snippet: one line of at most 160 characters."""
+    """One record found by a search.
+
+    score: what hits are ranked by: by meaning the cosine, by words BM25 (any number above 0, for comparison
+    within one query), by both a mixture from 0 to 1. scores: what that was made of, `cosine` and `bm25`, as
+    far as the record has them. snippet: one line of at most 160 characters.
+    """
 
     id: str
     score: float
     metadata: dict[str, Any]
     snippet: str
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
