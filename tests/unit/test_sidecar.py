@@ -111,7 +111,7 @@ def test_wrong_filters(path: Path) -> None:
 
 
 def test_filters_over_groups_that_differ(tmp_path: Path) -> None:
-    """A column may be missing in a group, or be of another number type there; JSON columns count where flat."""
+    """A column may be missing in a group, or be of another number type; JSON columns count where flat."""
     filler = "word " + "x" * 15_000 + " "
     late = [{"b": n / 2, "a": None, "c": {"d": [n]}} for n in range(600)]
     items = [Record(f"{filler}{n}".encode(), None, {"a": n} if n < 300 else late[n]) for n in range(600)]
