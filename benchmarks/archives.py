@@ -49,7 +49,7 @@ class Keeper:
         self.id, self.name, self.codebook = codec.id, codec.name, codec.codebook
         self.split, self.vectors, self.search_codes = codec.split, codec.vectors, codec.search_codes
         self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
-        self.plain_slots = codec.plain_slots
+        self.plain_slots, self.passages = codec.plain_slots, codec.passages
         self.blocks: list[Block] = []
         self.parts: list[Sequence[bytes]] = []
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from colazip.archive import Record as Record
     from colazip.archive import open_archive as open
     from colazip.codec import Codec as Codec
+    from colazip.embedder import Embedder as Embedder
     from colazip.oneshot import compress as compress
     from colazip.oneshot import decompress as decompress
 
 _WHERE = {
     "Archive": "colazip.archive:Archive",
     "Codec": "colazip.codec:Codec",
+    "Embedder": "colazip.embedder:Embedder",
     "Hit": "colazip.archive:Hit",
     "Record": "colazip.archive:Record",
     "compress": "colazip.oneshot:compress",
@@ -35,7 +37,7 @@ _WHERE = {
     "open": "colazip.archive:open_archive",
 }
 
-__all__ = ["Archive", "Codec", "Hit", "Record", "__version__", "compress", "decompress", "open"]
+__all__ = ["Archive", "Codec", "Embedder", "Hit", "Record", "__version__", "compress", "decompress", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,7 @@ class LargeIndex:
         return len(self.codes)
 
     def search(
-        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, group: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `SearchIndex.search`; without `allowed`, one of the k may be missed for the next best."""
         if k < 1 or not len(self) or not np.isfinite(query).all():
@@ -114,13 +114,14 @@ class LargeIndex:
             places = np.flatnonzero(allowed[self.owners])
             chosen = SearchIndex(self._codebook)
             chosen.add(self.codes[places], self.owners[places])
-            positions, scores = chosen.search(query, k)
+            positions, scores = chosen.search(query, k, None, group)
             return places[positions], scores
         fetch = max(_FIRST_FETCH, _FETCH_EACH * k)
         while True:
             positions = self._coarse.candidates(query, fetch)
             scores = cosines(decode(self._codebook, self.codes[positions]), query)
-            best, scores = best_of_each(positions, scores, self.owners[positions], k)
+            owners = self.owners[positions] if group else positions
+            best, scores = best_of_each(positions, scores, owners, k)
             if len(best) == k or fetch >= len(self):
                 return best, scores
             fetch *= 4

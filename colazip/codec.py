@@ -22,9 +22,11 @@ from colazip.decode import decode_levels, decode_tokens, read_tokens
 from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
-from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, Span
+from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
+from colazip.search_layer import dump_codes, load_codes
 from colazip.vectors import assign_codes, unit
 from colazip.wire import Reader, varint, varints
 
@@ -52,8 +54,9 @@ class Codec:
 
     batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
     the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
-    the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. A Codec may
-    be used by one thread at a time.
+    the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time.
+    passage_tokens: what a search code stands for in blocks, about so many tokens, a longer text gets several;
+    None is one code a part. Reading does not depend on it. A Codec may be used by one thread at a time.
     """
 
     def __init__(
@@ -63,9 +66,12 @@ class Codec:
         batch_size: int = 64,
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
+        passage_tokens: int | None = PASSAGE_TOKENS,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")
+        if passage_tokens is not None and passage_tokens < 2 * OVERLAP:
+            raise UsageError(f"passage_tokens is {passage_tokens}: must be at least {2 * OVERLAP}")
         if implementation == "numpy" and device not in (None, "cpu"):
             raise UsageError("NumPy decodes on the CPU only")
         self._implementation = implementation
@@ -76,6 +82,7 @@ class Codec:
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
         self._codebook = model.codebook
+        self._passage_tokens = passage_tokens
 
     @classmethod
     def from_pretrained(
@@ -85,9 +92,16 @@ class Codec:
         batch_size: int = 64,
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
+        passage_tokens: int | None = PASSAGE_TOKENS,
     ) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
-        return cls(load(path), batch_size=batch_size, device=device, implementation=implementation)
+        return cls(
+            load(path),
+            batch_size=batch_size,
+            device=device,
+            implementation=implementation,
+            passage_tokens=passage_tokens,
+        )
 
     @cached_property
     def _encoder(self) -> LaneEncoder:
@@ -300,16 +314,33 @@ class Codec:
         return result
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """(slots int64 [n], codes uint8 [n, M]) of the parts that have a search code."""
+        """(slots int64 [n], codes uint8 [n, M]) of the parts that have search codes, one code a passage."""
         if SEARCH not in block.layers:
             raise MissingLayerError("the search layer was not packed, or was stripped")
-        reader = Reader(block.layers[SEARCH], "search layer")
-        bits = np.unpackbits(np.frombuffer(reader.take(-(-block.count // 8)), np.uint8), bitorder="little")
-        slots = np.flatnonzero(bits[: block.count])
-        width = self._codebook.shape[0]
-        codes = np.frombuffer(reader.take(len(slots) * width), np.uint8).reshape(-1, width)
-        reader.end()
-        return slots, codes
+        return load_codes(block.layers[SEARCH], block.count, self._codebook.shape[0])
+
+    def passages(self, parts: Sequence[bytes], counts: Sequence[int] | None = None) -> list[list[Span]]:
+        """Byte ranges of the passages of each part; none where it is empty or no text.
+
+        counts: how many each has; without, as this codec would code it. Ranges end at whole characters.
+        """
+        found = []
+        for at, (part, tokens) in enumerate(zip(parts, self.model.tokenizer.encode(parts), strict=True)):
+            patches = -(-len(tokens) // self._patch)
+            if counts is not None:
+                count = counts[at]
+            else:
+                count = 0 if _is_foreign(part, tokens) else self._count_passages(patches)
+            ends = np.concatenate([[0], np.cumsum(self.model.tokenizer.lengths[tokens])])
+            cuts = np.array(windows(patches, self._patch, count), np.int64).reshape(-1, 2) * self._patch
+            edges = ends[np.minimum(cuts, len(tokens))]
+            found.append([_whole_characters(part, start, end) for start, end in edges.tolist()])
+        return found
+
+    def _count_passages(self, patches: int) -> int:
+        if self._passage_tokens is None:
+            return min(1, patches)
+        return count_passages(patches, self._patch, self._passage_tokens)
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Unit vectors, float32 [N, D]; an empty text has the zero vector. A long text is pooled over its
@@ -321,7 +352,7 @@ class Codec:
         if self._few(lanes):
             rows = [self.model.vectors.sums(table[i, :n]) for i, n in enumerate(lanes.count)]
         else:
-            rows = self._encoder.pool(lanes, table)
+            rows = [summands.astype(np.float64).sum(0) for summands in self._encoder.pool(lanes, table)]
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
 
@@ -459,18 +490,22 @@ class Codec:
         return len(self._plain.encode(part, level)[1]) <= size
 
     def _search_layer(self, b: int, count: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> bytes:
-        """Bitmap and codes of one block: of all parts that have lanes. sums: float64 [D] of each lane."""
-        pooled: dict[int, np.ndarray] = {}
+        """Codes of the passages of one block, of all parts that have lanes. sums: float32 [P, D] of each
+        lane, its patches' summands."""
+        mine: dict[int, list[int]] = {}
         for i in np.flatnonzero(lanes.block == b).tolist():
-            part = int(lanes.part[i])
-            pooled[part] = pooled.get(part, 0.0) + sums[i]
-        bitmap = np.zeros(count, np.uint8)
-        slots = sorted(pooled)
-        bitmap[slots] = 1
-        head = np.packbits(bitmap, bitorder="little").tobytes()
-        if not slots:
-            return head
-        return head + assign_codes(unit(np.stack([pooled[s] for s in slots])), self._codebook).tobytes()
+            mine.setdefault(int(lanes.part[i]), []).append(i)
+        slots: list[int] = []
+        pooled = [np.zeros((0, self.model.config.vector))]
+        for part in sorted(mine):
+            ordered = sorted(mine[part], key=lambda i: int(lanes.start[i]))
+            summands = np.concatenate([sums[i] for i in ordered]).astype(np.float64)  # [P, D]
+            spans = windows(len(summands), self._patch, self._count_passages(len(summands)))
+            # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
+            pooled.append(np.stack([summands[start:end].sum(0) for start, end in spans]))
+            slots += [part] * len(spans)
+        codes = assign_codes(unit(np.concatenate(pooled)), self._codebook)
+        return dump_codes(count, np.array(slots, np.int64), codes)
 
     @staticmethod
     def _streams(count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
@@ -566,6 +601,14 @@ def _split_gist(block: Block) -> tuple[list[int], bytes]:
 def _is_foreign(part: bytes, tokens: np.ndarray) -> bool:
     """Whether a part is no text that the tokens were made for."""
     return len(part) >= _FOREIGN_BYTES and len(tokens) > _FOREIGN_TOKENS * len(part)
+
+
+def _whole_characters(text: bytes, start: int, end: int) -> Span:
+    """A range widened so that it cuts no UTF-8 character, whose first byte is at most 3 bytes away."""
+    for _ in range(3):
+        start -= 0 < start < len(text) and text[start] & 0xC0 == 0x80
+        end += end < len(text) and text[end] & 0xC0 == 0x80
+    return start, end
 
 
 def _as_bytes(record: str | bytes) -> bytes:

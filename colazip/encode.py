@@ -24,7 +24,7 @@ class Coded:
     coarse: np.ndarray  # [2, T]: a cell a token
     fine: np.ndarray  # [2, T]
     tokens: np.ndarray | None  # [2, T, 2]: class and slot of each token
-    vector: np.ndarray  # float64 [D], a sum on the search head's grid
+    vector: np.ndarray  # float32 [P, D]: what each patch adds to a passage, on the search head's grid
 
     def gist_bits(self) -> float:
         return float(cost_bits(self.coarse[1]).sum() + cost_bits(self.fine[1]).sum())
@@ -63,7 +63,7 @@ class LaneEncoder:
             ]
 
     def pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
-        """Search sums alone, float64 [D] of every lane."""
+        """Search summands alone, float32 [P, D] of every lane."""
         with torch.inference_mode():
             return [row for _, x, counts in self._batches(lanes, table) for row in self._encode(x, counts)[1]]
 
@@ -92,10 +92,12 @@ class LaneEncoder:
         part[:, :, :kept] = guesses[:, lo : lo + len(x), :kept]
         return torch.from_numpy(part).to(self._device)
 
-    def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, np.ndarray]:
-        """(levels float32 [B, P, K * C], search sums float64 [B, D]) of one batch of lanes."""
+    def _encode(self, x: Tensor, counts: Tensor) -> tuple[Tensor, list[np.ndarray]]:
+        """(levels float32 [B, P, K * C], search summands float32 [P, D] of each) of one batch of lanes."""
         levels, hidden = self._vae.encode(x, real_tokens(counts, x))
-        return levels, self._search(hidden, x, counts).double().cpu().numpy()
+        summands = self._search.patches(hidden, x, counts).cpu().numpy()
+        ends = (-(-counts // self._patch)).tolist()
+        return levels, [summands[i, :end].copy() for i, end in enumerate(ends)]
 
     def _run(self, x: Tensor, counts: Tensor, guesses: Tensor | None) -> list[Coded]:
         """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], for the exact layer

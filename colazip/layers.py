@@ -24,6 +24,9 @@ BLOCK_BYTES = 64 * 1024  # text bytes of a block at most
 BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never fill it
 
 
+Span = tuple[int, int]  # first byte, end
+
+
 def check_layers(layers: Sequence[str]) -> tuple[str, ...]:
     """The layers in their own order; raises UsageError for a set that can't be packed."""
     if isinstance(layers, str) or not set(layers) <= {*LAYERS, PLAIN}:
@@ -55,7 +58,24 @@ class Block:
     layers: Mapping[str, bytes]
 
 
-class ArchiveCodec(Protocol):
+class SearchCodec(Protocol):
+    """What a search needs: the codes of an archive, and vectors of queries to compare them with."""
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """Product-quantizer centroids, float32 [M, 256, D / M]; a code is M bytes, a vector D floats."""
+
+    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """(slots int64 [n], codes uint8 [n, M]): the codes, and the part that each stands for.
+
+        Slots ascend. A part with several passages is there once for each, in their order.
+        """
+
+    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
+        """Unit vectors, float32 [N, D]."""
+
+
+class ArchiveCodec(SearchCodec, Protocol):
     """What an archive needs of a codec. `colazip.codec.Codec` is the implementation that ships."""
 
     @property
@@ -65,10 +85,6 @@ class ArchiveCodec(Protocol):
     @property
     def name(self) -> str:
         """Readable model name."""
-
-    @property
-    def codebook(self) -> np.ndarray:
-        """Product-quantizer centroids, float32 [M, 256, D / M]; a code is M bytes, a vector D floats."""
 
     def split(self, data: bytes) -> list[bytes]:
         """Cut a record into parts of at most BLOCK_BYTES that join to `data`; one empty part if empty."""
@@ -91,11 +107,12 @@ class ArchiveCodec(Protocol):
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from GIST alone (the exact text for parts kept in PLAIN)."""
 
-    def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """(slots int64 [n], codes uint8 [n, M]): the parts that have a search code, and the codes."""
+    def passages(self, parts: Sequence[bytes], counts: Sequence[int] | None = None) -> list[list[Span]]:
+        """Byte ranges of the passages that the search codes of each part stand for.
+
+        counts: how many codes it has; None: as many as coding it would make, none if it is empty or no text.
+        For a part's approximate text, about the same passages.
+        """
 
     def plain_slots(self, block: Block) -> np.ndarray:
         """int64 [n]: the parts whose text is in PLAIN."""
-
-    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
-        """Unit vectors, float32 [N, D]."""

@@ -15,7 +15,7 @@ _NORM_CHUNK = 1 << 16
 
 
 class SearchIndex:
-    """Codes of the parts of an archive, each owned by a record; a record ranks by its best part.
+    """Codes of the passages of an archive, each owned by a record; a record ranks by its best passage.
 
     codebook: float32 [M, 256, D / M]. Memory: M + 4 bytes a code (M + 8 with `owner_type` int64).
     """
@@ -54,17 +54,17 @@ class SearchIndex:
             self._longest = max(self._longest, float(np.sqrt(nonzero.max(initial=0.0))))
 
     def search(
-        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, group: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best records, best first: float [D] -> (positions int64 [<= k], scores float32 [<= k]).
 
-        A position counts codes in the order of `add`; it is the best code of its record. Equal scores keep
-        that order. allowed: bool [records], which records may be found; None for all. Exact: Faiss ranks by
-        the inner product, and is asked for more candidates until none that it left out could score higher
-        once divided by its length.
+        A position counts codes in the order of `add`; it is the best code of its record, or with group false
+        any of the k best codes. Equal scores keep that order. allowed: bool [records], which records may be
+        found; None for all. Exact: Faiss ranks by the inner product, and is asked for more candidates until
+        none that it left out could score higher once divided by its length.
         """
         if allowed is not None:
-            return self._search_allowed(query, k, allowed)
+            return self._search_allowed(query, k, allowed, group)
         total = len(self)
         if total == 0 or k < 1 or not np.isfinite(query).all():
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
@@ -74,20 +74,21 @@ class SearchIndex:
             products, positions = self._index.search(query[None], fetch)
             products, positions = products[0], np.sort(positions[0])
             scores = cosines(self._index.reconstruct_batch(positions), query)
-            best, scores = best_of_each(positions, scores, self.owners[positions], k)
+            owners = self.owners[positions] if group else positions
+            best, scores = best_of_each(positions, scores, owners, k)
             unseen = self._best_cosine(float(products[-1]))
             if fetch == total or (len(best) == k and scores[-1] > unseen + _SLACK):
                 return best, scores
             fetch = min(total, 4 * fetch)
 
     def _search_allowed(
-        self, query: np.ndarray, k: int, allowed: np.ndarray
+        self, query: np.ndarray, k: int, allowed: np.ndarray, group: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """`search` among some records: an index of their codes alone, so that k are found where k exist."""
         places = np.flatnonzero(allowed[self.owners])
         chosen = SearchIndex(self._codebook, self._owner_type)
         chosen.add(self.codes[places], self.owners[places])
-        positions, scores = chosen.search(query, k)
+        positions, scores = chosen.search(query, k, None, group)
         return places[positions], scores
 
     def cosines(self, query: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """A codec without a model, small and quick: what tests of the archive and the command line pack with.
 
 Text goes to EXACT as zstd frames, what isn't UTF-8 to PLAIN. The gist of a text is its first 40 characters,
-its vector the sum of random vectors that its words hash to.
+its vector the sum of random vectors that its words hash to. Passages are runs of as many bytes as asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import zstandard
 
 from colazip.errors import FormatError, MissingLayerError
-from colazip.layers import BLOCK_BYTES, EXACT, GIST, PLAIN, SEARCH, Block
+from colazip.layers import BLOCK_BYTES, EXACT, GIST, PLAIN, SEARCH, Block, Span
 from colazip.presets import SMALL, choose
 
 _M, _WIDTH = 8, 8
@@ -22,10 +22,12 @@ _GIST_CHARS = 40
 
 
 class PlainCodec:
-    """An `ArchiveCodec`. name: codecs of different names have different ids."""
+    """An `ArchiveCodec`. name: codecs of different names have different ids. passage_bytes: of a passage at
+    most; 0: a part is one."""
 
-    def __init__(self, name: str = "plain-test") -> None:
+    def __init__(self, name: str = "plain-test", passage_bytes: int = 0) -> None:
         self.name = name
+        self._passage_bytes = passage_bytes
         self.id = hashlib.sha256(name.encode()).hexdigest()
         # From a hash, which no version of NumPy draws otherwise: a golden archive holds codes of it. Scaled
         # so that a decoded code is about as long as the unit vector it stands for.
@@ -50,8 +52,10 @@ class PlainCodec:
         texts = [parts[slot] for slot in slots]
         packed: dict[str, bytes] = {}
         if SEARCH in layers:
-            codes = self._quantize(self.vectors(texts)) if texts else np.zeros((0, _M), dtype=np.uint8)
-            packed[SEARCH] = msgpack.packb([slots, codes.tobytes()])
+            spans = self.passages(parts)
+            found = [parts[slot][start:end] for slot in slots for start, end in spans[slot]]
+            codes = self._quantize(self.vectors(found)) if found else np.zeros((0, _M), dtype=np.uint8)
+            packed[SEARCH] = msgpack.packb([[slot for slot in slots for _ in spans[slot]], codes.tobytes()])
         if GIST in layers:
             packed[GIST] = _pack([slots, [text.decode()[:_GIST_CHARS] for text in texts]])
         if EXACT in layers:
@@ -88,6 +92,15 @@ class PlainCodec:
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         slots, codes = msgpack.unpackb(block.layers[SEARCH])
         return np.array(slots, dtype=np.int64), np.frombuffer(codes, dtype=np.uint8).reshape(-1, _M)
+
+    def passages(self, parts: Sequence[bytes], counts: Sequence[int] | None = None) -> list[list[Span]]:
+        found = []
+        for at, part in enumerate(parts):
+            count = -(-len(part) // self._passage_bytes) if self._passage_bytes else 1
+            count = max(1, count) if _is_text(part) else 0
+            count = counts[at] if counts is not None else count
+            found.append([(len(part) * i // count, len(part) * (i + 1) // count) for i in range(count)])
+        return found
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
         return np.stack([_vector(text if isinstance(text, bytes) else text.encode()) for text in texts])

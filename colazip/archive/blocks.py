@@ -14,7 +14,7 @@ from colazip.archive.tables import dump_table, load_table, unsigned, unsigned_co
 from colazip.errors import FormatError
 from colazip.layers import BLOCK_PARTS, EXACT, LAYERS, PLAIN, Block
 
-_PARTS, _TEXT = "parts", "text"
+_PARTS, _TEXT, _OFFSET = "parts", "text", "offset"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,14 @@ class BlockTable:
     """starts: int64 [blocks + 1], first part of each block, counted from the start of the group.
 
     text_crcs: int64 [blocks], `text_crc` of each block's parts; None in an archive without the text.
+    offsets: int64 [blocks], where in its record the first part of each block begins, in bytes; 0 too where
+    an archive of format 1 doesn't say.
     """
 
     starts: np.ndarray
     layers: dict[str, LayerTable]
     text_crcs: np.ndarray | None
+    offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -49,22 +52,37 @@ class BlockTable:
         return int(self.starts[block + 1] - self.starts[block])
 
 
-def dump_blocks(blocks: Sequence[Block], text_crcs: Sequence[int] | None) -> bytes:
-    """The table of these blocks as a section. text_crcs: one a block, None without the text."""
+def dump_blocks(blocks: Sequence[Block], text_crcs: Sequence[int] | None, offsets: Sequence[int]) -> bytes:
+    """The table of these blocks as a section.
+
+    text_crcs: one a block, None without the text. offsets: as in `BlockTable`.
+    """
     columns: dict[str, pa.Array] = {
         _PARTS: unsigned(np.array([block.count for block in blocks], dtype=np.int64))
     }
     if text_crcs is not None:
         columns[_TEXT] = unsigned(np.array(text_crcs, dtype=np.int64))
+    if any(offsets):
+        columns[_OFFSET] = unsigned(np.array(offsets, dtype=np.int64))
     for layer in (*LAYERS, PLAIN):
-        packed = [block.layers.get(layer) for block in blocks]
-        present = np.array([data is not None for data in packed])
-        if present.any():
-            lengths = np.array([len(data or b"") for data in packed], dtype=np.int64)
-            crcs = np.array([zlib.crc32(data or b"") for data in packed], dtype=np.int64)
-            columns[layer] = unsigned(lengths, present)
-            columns[layer + ".crc"] = unsigned(crcs, present)
+        columns |= _layer_columns(layer, [block.layers.get(layer) for block in blocks])
     return _dump(columns)
+
+
+def _layer_columns(layer: str, packed: Sequence[bytes | None]) -> dict[str, pa.Array]:
+    """Columns of one layer, none if no block has it. packed: the layer of each block."""
+    present = np.array([data is not None for data in packed])
+    if not present.any():
+        return {}
+    lengths = np.array([len(data or b"") for data in packed], dtype=np.int64)
+    crcs = np.array([zlib.crc32(data or b"") for data in packed], dtype=np.int64)
+    return {layer: unsigned(lengths, present), layer + ".crc": unsigned(crcs, present)}
+
+
+def add_layer(section: bytes, group: Group, layer: str, packed: Sequence[bytes]) -> bytes:
+    """The block table of a group with the columns of one more layer. packed: the layer of each block."""
+    batch = load_table(section, group.blocks)
+    return _dump({name: batch.column(name) for name in batch.schema.names} | _layer_columns(layer, packed))
 
 
 def drop_layers(section: bytes, group: Group, dropped: Sequence[str]) -> bytes:
@@ -89,7 +107,7 @@ def load_blocks(section: bytes, group: Group, *, text: bool) -> BlockTable:
         raise FormatError("damaged: the blocks of a group don't add up to its number of parts")
     payload = {kind: part for kind, part in group.sections.items() if kind in LAYERS or kind == PLAIN}
     layers = {kind: _load_layer(batch, part) for kind, part in payload.items()}
-    known = {_PARTS, _TEXT, *(name for kind in layers for name in (kind, kind + ".crc"))}
+    known = {_PARTS, _TEXT, _OFFSET, *(name for kind in layers for name in (kind, kind + ".crc"))}
     if not known.issuperset(batch.schema.names):
         raise FormatError("damaged: a block table has columns without a section")
     text_crcs = None
@@ -97,7 +115,12 @@ def load_blocks(section: bytes, group: Group, *, text: bool) -> BlockTable:
         text_crcs, present = unsigned_column(batch, _TEXT)
         if not present.all():
             raise FormatError("damaged: a block lacks the checksum of its text")
-    return BlockTable(np.concatenate([[0], np.cumsum(counts)]), layers, text_crcs)
+    offsets = np.zeros(len(counts), np.int64)
+    if _OFFSET in batch.schema.names:
+        offsets, present = unsigned_column(batch, _OFFSET)
+        if not present.all():
+            raise FormatError("damaged: a block lacks its offset in the record")
+    return BlockTable(np.concatenate([[0], np.cumsum(counts)]), layers, text_crcs, offsets)
 
 
 def _load_layer(batch: pa.RecordBatch, section: Section) -> LayerTable:

@@ -1,6 +1,6 @@
 """The container on disk: header, sections, manifest, footer. docs/FORMAT.md says the same in words.
 
-    header | section | section | ... | manifest | footer
+    header | section | section | ... | codebook | manifest | footer
 
 Sections lie back to back, so only their lengths are stored: an offset is the sum of the lengths before it,
 and sections can neither overlap nor leave holes.
@@ -22,7 +22,8 @@ from colazip.layers import EXACT, GIST, LAYERS, PLAIN
 
 _T = TypeVar("_T")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # written
+OLDEST_VERSION = 1  # read
 
 # The first byte isn't ASCII and the line end is Windows's, so a transfer in text mode shows at once.
 MAGIC = b"\x8eCOLA\r\n"
@@ -34,8 +35,11 @@ END = b"COLA\x1aEND"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_TABLE_BYTES = 256 << 20  # of one Arrow table, after decompression; its section isn't longer either
 
+MAX_VECTOR_WIDTH = 1 << 16  # of another embedder's vectors
+
 BLOCKS = "blocks"
 ROWS = "rows"
+CODEBOOK = "codebook"  # one an archive, after all groups
 SECTION_KINDS: tuple[str, ...] = (*LAYERS, PLAIN, BLOCKS, ROWS)  # the order inside a group
 
 
@@ -61,8 +65,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class EmbedderInfo:
+    """Whose vectors the search codes stand for, where they aren't the codec's own.
+
+    width: of a vector, D. code_bytes: of a code, M. kind, section: how the codebook is kept, and where
+    (`colazip.quantizer`).
+    """
+
+    name: str
+    width: int
+    code_bytes: int
+    kind: str
+    section: Section
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """All that a reader knows of the archive before it reads a section."""
+    """All that a reader knows of the archive before it reads a section. version: of the file's format."""
 
     writer: str
     codec_id: str
@@ -71,6 +90,8 @@ class Manifest:
     text_bytes: int
     source: dict[str, Any]
     groups: tuple[Group, ...]
+    embedder: EmbedderInfo | None = None
+    version: int = FORMAT_VERSION
 
     @property
     def records(self) -> int:
@@ -87,7 +108,12 @@ class Manifest:
     @property
     def end(self) -> int:
         """Offset of the first byte after the last section."""
-        return len(HEADER) + sum(s.length for group in self.groups for s in group.sections.values())
+        codebook = self.embedder.section.length if self.embedder else 0
+        return _groups_end(self.groups) + codebook
+
+
+def _groups_end(groups: Sequence[Group]) -> int:
+    return len(HEADER) + sum(s.length for group in groups for s in group.sections.values())
 
 
 def text_crc(parts: Iterable[bytes]) -> int:
@@ -100,6 +126,15 @@ def text_crc(parts: Iterable[bytes]) -> int:
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """Manifest and footer, ready to be written after the last section."""
+    embedder: dict[str, Any] = {}
+    if (own := manifest.embedder) is not None:
+        embedder["embedder"] = {
+            "name": own.name,
+            "width": own.width,
+            "code_bytes": own.code_bytes,
+            "kind": own.kind,
+            "codebook": [own.section.length, own.section.crc],
+        }
     packed = msgpack.packb(
         {
             "format": FORMAT_VERSION,
@@ -111,6 +146,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "blocks": manifest.blocks,
             "text_bytes": manifest.text_bytes,
             "source": manifest.source,
+            **embedder,
             "groups": [
                 [
                     g.records,
@@ -127,8 +163,11 @@ def dump_manifest(manifest: Manifest) -> bytes:
     return packed + FOOTER.pack(len(packed), zlib.crc32(packed), END)
 
 
-def check_header(header: bytes) -> None:
-    """Tell a foreign file, a cut one and one of a newer format apart. header: the first bytes of the file."""
+def check_header(header: bytes) -> int:
+    """The format version; tells a foreign file, a cut one and one of a newer format apart.
+
+    header: the first bytes of the file.
+    """
     if not header:
         raise FormatError("the file is empty, not a colazip archive")
     if header[: len(MAGIC)] != MAGIC[: len(header)]:
@@ -140,8 +179,9 @@ def check_header(header: bytes) -> None:
         raise VersionError(
             f"format version {version} is newer than this release reads ({FORMAT_VERSION}); upgrade colazip"
         )
-    if version < FORMAT_VERSION:
+    if version < OLDEST_VERSION:
         raise FormatError(f"unknown format version {version}")
+    return version
 
 
 def check_footer(footer: bytes, file_bytes: int) -> tuple[int, int]:
@@ -156,8 +196,8 @@ def check_footer(footer: bytes, file_bytes: int) -> tuple[int, int]:
     return length, crc
 
 
-def load_manifest(packed: bytes, crc: int, file_bytes: int) -> Manifest:
-    """Parse and check a manifest. crc: from the footer; file_bytes: size of the whole file."""
+def load_manifest(packed: bytes, crc: int, file_bytes: int, version: int) -> Manifest:
+    """Parse and check a manifest. crc: the footer's; file_bytes: of the whole file; version: the header's."""
     if zlib.crc32(packed) != crc:
         raise FormatError("damaged: the checksum of the manifest doesn't match")
     try:
@@ -166,7 +206,7 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int) -> Manifest:
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise FormatError("damaged: the manifest can't be parsed") from error
     fields = _Fields(raw)
-    fields.number("format", minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)
+    fields.number("format", minimum=version, maximum=version)
     codec = _Fields(fields.get("codec", dict))
     layers = fields.get("layers", list)
     if (
@@ -176,6 +216,7 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int) -> Manifest:
         raise FormatError("damaged: the manifest names unknown layers")
     if PLAIN in layers and (GIST in layers or EXACT in layers):
         raise FormatError("damaged: the manifest names layers that exclude each other")
+    groups = _load_groups(fields.get("groups", list), layers)
     manifest = Manifest(
         writer=fields.get("writer", str),
         codec_id=codec.get("id", str),
@@ -183,7 +224,9 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int) -> Manifest:
         layers=tuple(layers),
         text_bytes=fields.number("text_bytes"),
         source=fields.get("source", dict),
-        groups=_load_groups(fields.get("groups", list), layers),
+        groups=groups,
+        embedder=_load_embedder(fields, _groups_end(groups)),
+        version=version,
     )
     for name in ("records", "parts", "blocks"):
         if fields.number(name) != getattr(manifest, name):
@@ -207,11 +250,29 @@ class _Fields:
             raise FormatError(f"damaged: field {name!r} of the manifest is missing or malformed")
         return value
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._raw
+
     def number(self, name: str, minimum: int = 0, maximum: int = (1 << 63) - 1) -> int:
         value = self.get(name, int)
         if not minimum <= value <= maximum:
             raise FormatError(f"damaged: field {name!r} of the manifest is out of range")
         return value
+
+
+def _load_embedder(fields: _Fields, offset: int) -> EmbedderInfo | None:
+    """The entry about another embedder, if there is one. offset: where its codebook begins."""
+    if "embedder" not in fields:
+        return None
+    own = _Fields(fields.get("embedder", dict))
+    width = own.number("width", 1, MAX_VECTOR_WIDTH)
+    match own.get("codebook", list):
+        case [int(length), int(crc)] if 0 <= length <= 1 << 30 and 0 <= crc < 1 << 32:
+            section = Section(CODEBOOK, offset, length, crc)
+        case _:
+            raise FormatError("damaged: the codebook of the manifest is malformed")
+    code_bytes = own.number("code_bytes", 1, width)
+    return EmbedderInfo(own.get("name", str), width, code_bytes, own.get("kind", str), section)
 
 
 def _load_groups(raw: list[Any], layers: Sequence[str]) -> tuple[Group, ...]:

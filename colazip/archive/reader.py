@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from colazip.archive.blocks import BlockTable
-from colazip.archive.format import FORMAT_VERSION, ROWS, text_crc
+from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
+from colazip.archive.snippets import Passage
 from colazip.archive.store import Store
+from colazip.embedder import Embedder, Encode, as_embedder
 from colazip.errors import (
+    ColazipError,
     FormatError,
     MissingLayerError,
     ModelMismatchError,
     RecordNotFoundError,
     SearchIndexError,
 )
-from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, holds_text
+from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, SearchCodec, holds_text
 from colazip.oneshot import default_codec
 from colazip.presets import SMALL
 
 if TYPE_CHECKING:
+    from colazip.archive.embedded import EmbeddedCodec
     from colazip.archive.sidecar import Sidecar
     from colazip.coarse import LargeIndex
     from colazip.codec import Codec
@@ -37,32 +41,41 @@ _T = TypeVar("_T")
 
 _BATCH_BLOCKS = 16  # decoded together when streaming
 _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
-_SNIPPET_CHARS = 160
 
 
 class Archive:
     """An archive opened for reading; a context manager.
 
     path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
-    package, loaded when a call first needs it. Raises InputError if the file can't be read, FormatError if
-    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` isn't the
-    one it was written with. Every method raises FormatError on damage, and never returns other text.
+    package, loaded when a call first needs it. embedder: what embeds queries of an archive that was packed
+    with one; all but `search` works without. Raises InputError if the file can't be read, FormatError if
+    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` or
+    `embedder` isn't the one it was written with. Every method raises FormatError on damage, and never returns
+    other text.
     """
 
-    def __init__(self, path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        codec: ArchiveCodec | None = None,
+        *,
+        embedder: Embedder | Encode | None = None,
+    ) -> None:
         self.path = os.fspath(path)
         self._codec = codec
         self._store = Store(self.path)
         self.manifest = self._store.manifest
-        if codec is not None:
-            try:
+        try:
+            self._embedder = None if embedder is None else self._checked(as_embedder(embedder))
+            if codec is not None:
                 self._check_model(codec)
-            except ModelMismatchError:
-                self.close()
-                raise
+        except ColazipError:
+            self.close()
+            raise
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._search_index: tuple[SearchIndex | LargeIndex, np.ndarray] | None = None
         self._index_files: Sidecar | None = None
+        self._embedded: EmbeddedCodec | None = None
 
     @classmethod
     def pack(
@@ -71,6 +84,7 @@ class Archive:
         records: Iterable[Record | str | bytes],
         *,
         codec: ArchiveCodec | None = None,
+        embedder: Embedder | Encode | None = None,
         layers: Sequence[str] | None = None,
         preset: str = SMALL,
         overwrite: bool = False,
@@ -80,7 +94,10 @@ class Archive:
     ) -> PackSummary:
         """Write an archive of `records` to `path`, which appears whole or not at all.
 
-        codec: None for the default model of the package. preset: `small`, the smallest archive; `balanced`
+        codec: None for the default model of the package. embedder: a function from texts to float [n, D]
+        whose vectors search runs on, in place of the model's; a bare function is known by its `__name__`,
+        give an `Embedder` to name it or to say more. The archive must be opened with it to be searched.
+        preset: `small`, the smallest archive; `balanced`
         and `fast` keep the exact text with zstd instead of gist and exact, `fast` with less effort. layers:
         what to keep of records, some of the preset's; None for all of them; exact needs gist.
         source: free-form JSON about where the records came from. batch_blocks: blocks of 64 KiB of text coded
@@ -88,8 +105,22 @@ class Archive:
         text bytes taken. Raises UsageError if `path` exists and `overwrite` is false, LockedError if another
         process is writing it, InputError for duplicate ids, unfit metadata, or a file that can't be written.
         """
+        from colazip.archive.embedded import pack_embedded
         from colazip.archive.writer import pack
 
+        if embedder is not None:
+            return pack_embedded(
+                path,
+                records,
+                codec or default_codec(),
+                as_embedder(embedder),
+                layers=layers,
+                preset=preset,
+                overwrite=overwrite,
+                source=source,
+                batch_blocks=batch_blocks,
+                progress=progress,
+            )
         return pack(
             path,
             records,
@@ -144,7 +175,9 @@ class Archive:
         """Records in order, exact, in bounded memory."""
         self._need_text()
         for group, start, parts in self._stream(self._decode, (GIST, EXACT, PLAIN)):
-            _, rows = self._store.tables(group)
+            table, rows = self._store.tables(group)
+            if self.manifest.version > 1 and not _offsets_hold(table, rows.parts(start)[0], parts):
+                raise FormatError(f"{self.path}: damaged: a block table lies about where its text belongs")
             metadata = rows.metadata(start, start + len(parts))
             names = self._store.names(group, start, start + len(parts))
             for name, record_parts, values in zip(names, parts, metadata, strict=True):
@@ -197,6 +230,7 @@ class Archive:
         mode: str | None = None,
         where: str | None = None,
         *,
+        group: bool = True,
         snippets: bool = True,
     ) -> list[Hit]:
         """The k records that answer `query` best, best first; none for a blank query.
@@ -207,14 +241,16 @@ class Archive:
         (colazip/where.py has the grammar); k of those are found where k exist. snippets: False spares the
         decoding of the hits' text.
 
-        A record of several parts ranks by its best one. Records that are no text to the model (binary,
-        scripts it never saw) have no vector and are not found by meaning. The first semantic search reads
-        the codes, which stay in memory with 8 bytes a part. Raises UsageError for a wrong mode or filter,
-        SearchIndexError if the index is missing, stale or damaged; `semantic` goes past a bad index.
+        A long record has a vector a passage, ranks by its best one, and shows that; with group false hits are
+        the k passages nearest in meaning, several of one record perhaps. Records that are no text to the
+        model (binary, scripts it never saw) have no vector and are not found by meaning. The first semantic
+        search reads the codes, which stay in memory with 8 bytes a passage. Raises UsageError for a wrong
+        mode or filter, SearchIndexError if the index is missing, stale or damaged; `semantic` goes past a bad
+        index.
         """
         from colazip.archive.find import find
 
-        return find(self, query, k, mode, where, snippets)
+        return find(self, query, k, mode, where, group=group, snippets=snippets)
 
     def build_index(
         self, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
@@ -256,10 +292,13 @@ class Archive:
             for section in group.sections.values():
                 if section.kind in sizes:
                     sizes[section.kind] += section.length
+        embedder = manifest.embedder
+        if embedder is not None:
+            sizes[SEARCH] += embedder.section.length
         sizes["container"] = self._store.file_bytes - sum(sizes.values())
         return {
             "path": self.path,
-            "format": FORMAT_VERSION,
+            "format": manifest.version,
             "writer": manifest.writer,
             "model": {"name": manifest.codec_name, "id": manifest.codec_id},
             "records": manifest.records,
@@ -271,6 +310,7 @@ class Archive:
             "bytes": sizes,
             "index": self._index_facts(),
             "layers": list(manifest.layers),
+            "embedder": embedder and {"name": embedder.name, "width": embedder.width, "kind": embedder.kind},
             "source": manifest.source,
         }
 
@@ -417,12 +457,12 @@ class Archive:
     def _index(self) -> tuple[SearchIndex | LargeIndex, np.ndarray]:
         """The index, and the part (counted over the archive) of each of its codes."""
         if self._search_index is None and (sidecar := self._sidecar(strict=False)) is not None:
-            self._search_index = sidecar.vectors(self._model().codebook)
+            self._search_index = sidecar.vectors(self._search_codec().codebook)
         if self._search_index is None:
             from colazip.search import SearchIndex
 
             narrow = np.uint32 if self.manifest.parts < 1 << 32 else np.int64
-            index = SearchIndex(self._model().codebook, narrow)
+            index = SearchIndex(self._search_codec().codebook, narrow)
             parts: list[np.ndarray] = [np.empty(0, dtype=narrow)]
             for group_parts, owners, codes in self._codes():
                 index.add(codes, owners)
@@ -432,7 +472,7 @@ class Archive:
 
     def _codes(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""
-        codec = self._model()
+        codec = self._search_codec()
         width = codec.codebook.shape[0]
         for group, info in enumerate(self.manifest.groups):
             table, rows = self._store.tables(group)
@@ -441,8 +481,8 @@ class Archive:
                     slots, codes = codec.search_codes(self._store.block(group, block, (SEARCH, PLAIN)))
                 except FormatError as error:
                     raise FormatError(f"{self._store.where(group, block)}: {error}") from error
-                outside = len(slots) and not 0 <= slots.min() <= slots.max() < table.count(block)
-                if codes.shape != (len(slots), width) or outside:
+                outside = len(slots) and not 0 <= slots[0] <= slots[-1] < table.count(block)
+                if codes.shape != (len(slots), width) or outside or (np.diff(slots) < 0).any():
                     raise FormatError(
                         f"{self._store.where(group, block)}: damaged: its search codes don't fit"
                     )
@@ -453,31 +493,11 @@ class Archive:
                     codes,
                 )
 
-    def _snippets(self, parts: np.ndarray) -> list[str]:
-        """One line of each part (counted over the archive): from its text, the gist, or empty."""
-        places: dict[int, list[tuple[int, int, int]]] = {}  # group -> (rank, block, slot)
-        for rank, part in enumerate(map(int, parts)):
-            group = bisect_right(self._store.first_parts, part) - 1
-            local = part - self._store.first_parts[group]
-            ((block, slot),) = _slots(self._store.tables(group)[0], local, local + 1)
-            places.setdefault(group, []).append((rank, block, slot))
-        snippets = [""] * len(parts)
-        for group, found in places.items():
-            blocks = list(dict.fromkeys(block for _, block, _ in found))
-            if self.holds_text:
-                exact = self._decoded_blocks(group, blocks)
-                for rank, block, slot in found:
-                    snippets[rank] = _one_line(exact[block][slot].decode("utf-8", "replace"))
-            elif GIST in self.layers:
-                gists = self._read_gists(group, blocks)
-                for rank, block, slot in found:
-                    snippets[rank] = _one_line(gists[block][slot])
-        return snippets
-
-    def _hit(self, ordinal: int, score: float, snippet: str, scores: Mapping[str, float]) -> Hit:
+    def _hit(self, ordinal: int, score: float, passage: Passage, scores: Mapping[str, float]) -> Hit:
         group, row = self._store.place(ordinal)
         metadata = next(self._store.tables(group)[1].metadata(row, row + 1))
-        return Hit(self._store.names(group, row, row + 1)[0], score, metadata, snippet, scores)
+        name = self._store.names(group, row, row + 1)[0]
+        return Hit(name, score, metadata, passage.snippet, passage.text, passage.span, scores)
 
     def _need(self, layer: str) -> None:
         if layer not in self.layers:
@@ -497,6 +517,27 @@ class Archive:
             self._codec = codec
         return self._codec
 
+    def _checked(self, embedder: Embedder) -> Embedder:
+        """An embedder, if the archive was packed with it; else ModelMismatchError."""
+        known = self.manifest.embedder
+        if known is None or known.name != embedder.name:
+            own = "the model's own" if known is None else f"those of {known.name!r}"
+            raise ModelMismatchError(
+                f"{self.path}: its search vectors are {own}, not those of {embedder.name!r}; "
+                + ("open it without an embedder" if known is None else "open it with that embedder")
+            )
+        return embedder
+
+    def _search_codec(self) -> SearchCodec:
+        """Whose vectors the search codes stand for: the model, or the embedder that took its place."""
+        if self.manifest.embedder is None:
+            return self._model()
+        if self._embedded is None:
+            from colazip.archive.embedded import EmbeddedCodec
+
+            self._embedded = EmbeddedCodec(self._store, self._embedder)
+        return self._embedded
+
     def _check_model(self, codec: ArchiveCodec) -> None:
         if codec.id != self.model_id:
             raise ModelMismatchError(
@@ -505,9 +546,14 @@ class Archive:
             )
 
 
-def open_archive(path: str | os.PathLike[str], codec: ArchiveCodec | None = None) -> Archive:
-    """Open an archive for reading; the same as `Archive(path, codec)`."""
-    return Archive(path, codec)
+def open_archive(
+    path: str | os.PathLike[str],
+    codec: ArchiveCodec | None = None,
+    *,
+    embedder: Embedder | Encode | None = None,
+) -> Archive:
+    """Open an archive for reading; the same as `Archive(path, codec, embedder=embedder)`."""
+    return Archive(path, codec, embedder=embedder)
 
 
 def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -519,13 +565,15 @@ def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]
         yield block, part - int(table.starts[block])
 
 
+def _offsets_hold(table: BlockTable, first: int, records: Sequence[Sequence[bytes]]) -> bool:
+    """Whether blocks begin where in their records their table says. records: the parts of each, from part
+    `first` of the group on."""
+    offsets = np.array([o for parts in records for o in accumulate(map(len, parts[:-1]), initial=0)])
+    blocks = slice(*np.searchsorted(table.starts[:-1], [first, first + len(offsets)]))
+    return np.array_equal(offsets[table.starts[:-1][blocks] - first], table.offsets[blocks])
+
+
 def _batches(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
     """Blocks in runs that are decoded together."""
     for start in range(0, len(blocks), _BATCH_BLOCKS):
         yield blocks[start : start + _BATCH_BLOCKS]
-
-
-def _one_line(text: str) -> str:
-    """At most 160 printable characters: a snippet goes to terminals, and its text may be anybody's."""
-    head = text[: 8 * _SNIPPET_CHARS]
-    return " ".join("".join(c if c.isprintable() else " " for c in head).split())[:_SNIPPET_CHARS]

@@ -205,7 +205,7 @@ def _build_vectors(archive: Archive, folder: Path, scanned_codes: int) -> dict[s
     from colazip.coarse import SAMPLE_CODES, CoarseCodes
 
     manifest = archive.manifest
-    codebook = archive._model().codebook
+    codebook = archive._search_codec().codebook
     count = 0
     with (
         open(folder / _CODES, "wb") as codes,

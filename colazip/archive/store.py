@@ -67,13 +67,13 @@ class Store:
         except OSError as error:
             raise InputError(f"{self.path}: can't be read: {error.strerror or error}") from error
         try:
-            check_header(self.read(0, min(len(HEADER), self.file_bytes)))
+            version = check_header(self.read(0, min(len(HEADER), self.file_bytes)))
             size = min(FOOTER.size, self.file_bytes)
             length, crc = check_footer(self.read(self.file_bytes - size, size), self.file_bytes)
             packed = self.read(self.file_bytes - FOOTER.size - length, length)
             # The manifest holds a checksum of every section, so its hash stands for the whole file.
             self.fingerprint = hashlib.sha256(packed).hexdigest()
-            return load_manifest(packed, crc, self.file_bytes)
+            return load_manifest(packed, crc, self.file_bytes, version)
         except FormatError as error:
             raise type(error)(f"{self.path}: {error}") from error
 

@@ -149,6 +149,7 @@ class _Gatherer:
         self._known_ids = _KnownIds()
         self._open: list[bytes] = []  # parts of the block that is being filled
         self._open_bytes = 0
+        self._open_offset = 0  # of its first part in that part's record
         self._waiting: list[list[bytes]] = []  # full blocks, not coded yet
         self._new_group()
 
@@ -160,6 +161,7 @@ class _Gatherer:
         self._row_bytes = 0
         self._blocks: list[Block] = []
         self._text_crcs: list[int] = []
+        self._offsets: list[int] = []
 
     def add(self, item: Record | str | bytes) -> None:
         """Take one more record. It is all in one group, so groups can be read, copied and checked alone."""
@@ -178,11 +180,15 @@ class _Gatherer:
             or self._row_bytes > GROUP_ROW_BYTES
         ):
             self.close_group()
+        offset = 0
         for part in parts:
             if self._open and not self._fits(part):
                 self._end_block()
+            if not self._open:
+                self._open_offset = offset
             self._open.append(part)
             self._open_bytes += len(part)
+            offset += len(part)
         self._ids.append(None if record.id == str(self.records) else record.id)
         self._parts.append(len(parts))
         self._metadata.append(record.metadata)
@@ -202,7 +208,8 @@ class _Gatherer:
                 self._container.add_section(
                     layer, (block.layers[layer] for block in self._blocks if layer in block.layers)
                 )
-        table = dump_blocks(self._blocks, self._text_crcs if holds_text(self._layers) else None)
+        crcs = self._text_crcs if holds_text(self._layers) else None
+        table = dump_blocks(self._blocks, crcs, self._offsets)
         self._container.add_section(BLOCKS, [table])
         rows = dump_rows(self._ids, self._parts, self._metadata)
         if rows is not None:
@@ -217,6 +224,7 @@ class _Gatherer:
         if not self._open:
             return
         self._waiting.append(self._open)
+        self._offsets.append(self._open_offset)
         self._open, self._open_bytes = [], 0
         if len(self._waiting) >= self._batch_blocks:
             self._code()

@@ -42,6 +42,8 @@ from colazip.errors import UsageError
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
+    default=16,
+    show_default=True,
     help="Blocks coded at once: more is faster and takes more memory, the archive is the same.",
 )
 @model_options
@@ -55,7 +57,7 @@ def pack(
     format: str,
     text_column: str | None,
     id_column: str | None,
-    batch_size: int | None,
+    batch_size: int,
     model: str | None,
     console: Console,
 ) -> None:
@@ -100,7 +102,7 @@ def pack(
                 overwrite=force,
                 source=opened.description,
                 progress=progress,
-                **({} if batch_size is None else {"batch_blocks": batch_size}),
+                batch_blocks=batch_size,
             )
     ratio = summary.text_bytes / summary.file_bytes if summary.file_bytes else 0
     console.note(

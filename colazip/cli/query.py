@@ -76,6 +76,7 @@ def get(
     "is null, not, or, parentheses.",
 )
 @click.option("--no-snippets", is_flag=True, help="Don't decode the hits: ids and scores at once.")
+@click.option("--passages", is_flag=True, help="Show passages, not records: several of one perhaps.")
 @json_option
 @model_options
 @console_options
@@ -86,20 +87,23 @@ def search(
     mode: str | None,
     where: str | None,
     no_snippets: bool,
+    passages: bool,
     as_json: bool,
     model: str | None,
     console: Console,
 ) -> None:
-    """Find records, best first: score, id, and the start of the text.
+    """Find records, best first: score, id, and the start of the passage that matches.
 
-    The score is the cosine by meaning, BM25 by words, and between 0 and 1 by both. JSON is a list of objects
-    with id, score, scores (cosine, bm25), metadata and snippet. Records that are no text to the model
-    (binary, scripts it never saw) have no vector and are not found by meaning.
+    The score is the cosine by meaning, BM25 by words, and between 0 and 1 by both. A long record is searched
+    by passages and ranks by its best one. JSON is a list of objects with id, score, scores (cosine, bm25),
+    metadata, snippet and span: the passage's first byte and end in the record, null without the exact text.
+    Records that are no text to the model (binary, scripts it never saw) have no vector and are not found by
+    meaning.
     """
     if not query.strip():
         raise UsageError("the query is empty; give some words")
     with open_archive(archive, model) as opened:
-        hits = opened.search(query, k, mode, where, snippets=not no_snippets)
+        hits = opened.search(query, k, mode, where, group=not passages, snippets=not no_snippets)
     if as_json:
         write_json(
             [
@@ -109,6 +113,7 @@ def search(
                     "scores": hit.scores,
                     "metadata": hit.metadata,
                     "snippet": hit.snippet,
+                    "span": hit.span,
                 }
                 for hit in hits
             ]

@@ -33,12 +33,16 @@ class SearchHead(nn.Module):
 
     def forward(self, hidden: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
         """hidden [B, P, W], tokens int64 [B, P, K], counts int64 [B] -> sums over each segment [B, D]."""
+        return self.patches(hidden, tokens, counts).sum(1)
+
+    def patches(self, hidden: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
+        """What each patch adds to the sum of a passage it lies in: [B, P, D], zero behind a segment's end."""
         patch = tokens.shape[-1]
         real = torch.arange(tokens.shape[1] * patch, device=tokens.device)[None] < counts[:, None]
         real = real.view(tokens.shape)
         rows = (_on_grid(self.tokens(tokens)) * real[..., None]).sum(2)  # [B, P, D]
         states = _on_grid(self.states(hidden)) * real[..., :1]
-        return (rows + states).sum(1)
+        return rows + states
 
 
 def _on_grid(x: Tensor) -> Tensor:

@@ -42,10 +42,11 @@ def test_get_json_of_bytes(fails) -> None:
 
 def test_search(run: Run) -> None:
     hits = json.loads(run("search", "a.cola", "bread needs flour and water.", "-k", "2", "--json").out)
-    assert [set(hit) for hit in hits] == [{"id", "score", "scores", "metadata", "snippet"}] * 2
+    assert [set(hit) for hit in hits] == [{"id", "score", "scores", "metadata", "snippet", "span"}] * 2
     assert hits[0]["scores"] == {"cosine": hits[0]["score"]}
     assert (hits[0]["id"], hits[0]["metadata"]) == ("bread", {"n": 1})
     assert hits[0]["score"] >= hits[1]["score"]
+    assert hits[0]["span"] == [0, len(TEXTS["bread"])]
     shown = run("search", "a.cola", "café")
     assert len(shown.text.splitlines()) == 3
     assert "\x1b" not in shown.text

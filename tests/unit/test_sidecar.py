@@ -277,3 +277,20 @@ def test_an_empty_archive(tmp_path: Path) -> None:
     with Archive(tmp_path / "e.cola", CODEC) as archive:
         archive.build_index()
         assert archive.search("anything") == []
+
+
+def test_passages_are_told_apart_by_meaning(path: Path) -> None:
+    with Archive(path, CODEC) as archive:
+        assert len(archive.search("the engine", 5, group=False)) == 5
+        hit = archive.search("engine number 39", 1, group=False)[0]
+        assert set(hit.scores) == {"cosine"}  # by default, too, though there is an index of words
+        assert archive.search("engine", 5, where="n < 3", group=False)
+        with pytest.raises(UsageError, match="mode semantic"):
+            archive.search("engine", mode="hybrid", group=False)
+
+
+def test_a_hit_by_words_has_its_span(path: Path) -> None:
+    with Archive(path, CODEC) as archive:
+        for mode in ("lexical", "hybrid"):
+            hit = archive.search("engine number 39", 1, mode)[0]
+            assert hit.span == (0, len(hit.text)) and hit.text.encode() == archive.get(hit.id)

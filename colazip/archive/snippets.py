@@ -1,0 +1,112 @@
+"""What a search shows of its hits: the passages that search codes stand for. Decodes their blocks only."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from colazip.layers import GIST, Span
+
+if TYPE_CHECKING:
+    from colazip.archive.reader import Archive
+
+_SNIPPET_CHARS = 160
+_LEAD_CHARS = 120  # of a passage that begins inside a sentence: where a snippet may look for the next
+
+
+@dataclass(frozen=True)
+class Passage:
+    """text: of the passage, or its gist. span: in its record, if the exact text is there."""
+
+    text: str
+    snippet: str
+    span: Span | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the passage of a rank lies: passage `at` of the `count` of a part."""
+
+    rank: int
+    block: int
+    slot: int
+    at: int
+    count: int
+
+
+def read_passages(archive: Archive, parts: np.ndarray, positions: Sequence[int]) -> list[Passage]:
+    """The passages at some positions of the index. parts: of each code its part, counted over the archive."""
+    places: dict[int, list[_Place]] = {}  # of each group
+    store = archive._store
+    for rank, position in enumerate(positions):
+        part = int(parts[position])
+        first, end = (int(np.searchsorted(parts, part, side)) for side in ("left", "right"))
+        group = bisect_right(store.first_parts, part) - 1
+        table, _ = store.tables(group)
+        local = part - store.first_parts[group]
+        block = int(np.searchsorted(table.starts, local, side="right")) - 1
+        place = _Place(rank, block, local - int(table.starts[block]), position - first, end - first)
+        places.setdefault(group, []).append(place)
+    found = [Passage("", "", None)] * len(positions)
+    for group, mine in places.items():
+        blocks = list(dict.fromkeys(place.block for place in mine))
+        if archive.holds_text:
+            exact = archive._decoded_blocks(group, blocks)
+            spans = _spans(archive, [(place, exact[place.block][place.slot]) for place in mine])
+            for place, span in zip(mine, spans, strict=True):
+                text = exact[place.block][place.slot][slice(*span)].decode("utf-8", "replace")
+                start = _offset(archive, group, place, exact[place.block])
+                whole = None if start is None else (start + span[0], start + span[1])
+                found[place.rank] = Passage(text, _snippet(text, place.at > 0), whole)
+        elif GIST in archive.layers:
+            gists = archive._read_gists(group, blocks)
+            readings = [gists[place.block][place.slot].encode() for place in mine]
+            spans = _spans(archive, list(zip(mine, readings, strict=True)))
+            for place, reading, span in zip(mine, readings, spans, strict=True):
+                text = reading[slice(*span)].decode("utf-8", "replace")
+                found[place.rank] = Passage(text, _snippet(text, place.at > 0), None)
+    return found
+
+
+def _spans(archive: Archive, found: Sequence[tuple[_Place, bytes]]) -> list[Span]:
+    """The range of each place in the text of its part. Parts of one passage are not cut into tokens."""
+    several = [(place, text) for place, text in found if place.count > 1]
+    ranges = iter(
+        archive._model().passages([text for _, text in several], [place.count for place, _ in several])
+        if several
+        else ()
+    )
+    return [next(ranges)[place.at] if place.count > 1 else (0, len(text)) for place, text in found]
+
+
+def _offset(archive: Archive, group: int, place: _Place, parts: Sequence[bytes]) -> int | None:
+    """Where in its record a part begins, in bytes; None if an archive of format 1 doesn't tell.
+
+    parts: of its block, exact.
+    """
+    table, rows = archive._store.tables(group)
+    start = int(table.starts[place.block])
+    (row,) = rows.row_of(np.array([start + place.slot]))
+    first = rows.parts(int(row))[0] - start
+    before = sum(map(len, parts[max(0, first) : place.slot]))
+    if first >= 0:
+        return before
+    return int(table.offsets[place.block]) + before if archive.manifest.version > 1 else None
+
+
+def _snippet(text: str, continues: bool) -> str:
+    """At most 160 printable characters in one line: they go to terminals, and the text may be anybody's.
+
+    continues: the text begins inside a sentence or word of the passage before; then the snippet begins with
+    the next sentence if that is near, else with the next word.
+    """
+    if continues:
+        lead = text[:_LEAD_CHARS]
+        cut = max((lead.find(end) + len(end) for end in (". ", "? ", "! ", "\n") if end in lead), default=0)
+        text = text[cut or lead.find(" ") + 1 :]
+    head = text[: 8 * _SNIPPET_CHARS]
+    return " ".join("".join(c if c.isprintable() else " " for c in head).split())[:_SNIPPET_CHARS]
