@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-WEIGHT = 0.5  # of the cosine, against 1 for the words
+WEIGHT = 0.7  # of the cosine, against 1 for the words
 
 MIN_DEPTH, DEPTH_EACH = 100, 5  # candidates of each side: at least so many, and so many a hit
 
