@@ -20,11 +20,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colazip.archive import Archive, Record
+from colazip.archive import Archive, Hit, Record
 from colazip.archive.format import BLOCKS, END, FOOTER, FORMAT_VERSION, HEADER, MAGIC, MAX_TABLE_BYTES, ROWS
 from colazip.archive.tables import dump_table, load_table
-from colazip.errors import ColazipError, FormatError, RecordNotFoundError, VersionError
+from colazip.errors import ColazipError, FormatError, ModelMismatchError, RecordNotFoundError, VersionError
 from colazip.layers import EXACT, GIST, SEARCH
+from tests.golden import make_archive_v2 as v2
 from tests.plain_codec import PlainCodec
 
 CODEC = PlainCodec()
@@ -515,3 +516,42 @@ def test_layers_swapped(good: bytes, tmp_path: Path) -> None:
     forged = forge(good, GIST, bytes(entries[GIST][1]))
     found = read_all(tmp_path / "a.cola", forged)
     assert found["gist"] is FormatError and found["verify"] is FormatError
+
+
+def test_every_field_of_the_embedder_lies(tmp_path: Path) -> None:
+    """And every byte of its codebook: damage, or the same hits, but no crash and no other error."""
+    good = (Path(__file__).parents[1] / "golden" / "embedder-v2.cola").read_bytes()
+    length = FOOTER.unpack(good[-FOOTER.size :])[0]
+    body = good[: -FOOTER.size - length]
+    path = tmp_path / "a.cola"
+
+    def hits(data: bytes) -> list[Hit]:
+        path.write_bytes(data)
+        with Archive(path, v2.CODEC, embedder=v2.letters) as archive:
+            archive.verify()
+            return archive.search("the lighthouse is dark", 3)
+
+    expected = hits(good)
+    for field in ("name", "width", "code_bytes", "kind", "codebook"):
+        for lie in (None, "", "pq", 0, 1, 4, -1, 1 << 16, 1 << 40, 1.5, [], [4], [4, 0], ["4", 0], {}, True):
+            manifest = parse(good)
+            if manifest["embedder"][field] == lie:
+                continue
+            manifest["embedder"][field] = lie
+            # What is sane by itself does not fit the codes, or the embedder.
+            with pytest.raises((FormatError, ModelMismatchError)) as caught:
+                hits(seal(body, manifest))
+            assert "\n" not in str(caught.value)
+        manifest = parse(good)
+        del manifest["embedder"][field]
+        with pytest.raises(FormatError):
+            hits(seal(body, manifest))
+    for at in range(len(body) - 4, len(body)):
+        with pytest.raises(FormatError, match="codebook"):
+            hits(good[:at] + bytes([good[at] ^ 0x40]) + good[at + 1 :])
+    for data in (b"\0\0\x80\x7f", b"\0\0\x80\xbf", b"\0\0\0", b"\0" * 8):  # infinity, -1, lengths
+        manifest = parse(good)
+        manifest["embedder"]["codebook"] = [len(data), zlib.crc32(data)]
+        with pytest.raises(FormatError, match="codebook"):
+            hits(seal(body[:-4] + data, manifest))
+    assert hits(good) == expected

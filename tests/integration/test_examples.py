@@ -57,3 +57,10 @@ def test_pipe_transport() -> None:
     out = run_example("pipe_transport.py")
     assert "receiver: 160 texts, all equal to what was sent" in out
     assert "sender: exact after" in out
+
+
+def test_langchain_retriever() -> None:
+    pytest.importorskip("langchain_core", reason="not installed: pip install 'colazip[langchain]'")
+    out = run_example("langchain_retriever.py", "how long should green tea steep")
+    assert out.endswith("Question: how long should green tea steep\n")
+    assert out.count("\n[") == 3

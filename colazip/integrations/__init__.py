@@ -1,0 +1,1 @@
+"""Adapters to other libraries: a module each, which needs its extra, as in `colazip[langchain]`."""
