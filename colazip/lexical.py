@@ -8,6 +8,8 @@ why this library.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -93,8 +95,8 @@ class LexicalIndex:
         import tantivy
 
         self._folder, self._parts = folder, parts
-        with _guarded(folder, SearchIndexError, "can't be read"):
-            index = tantivy.Index.open(str(folder))
+        with _guarded(folder, SearchIndexError, "can't be read"), _lockable(folder) as place:
+            index = tantivy.Index.open(str(place))
             index.config_reader("manual")  # nothing changes the folder: no thread needs to watch it
             self._schema = index.schema
             self._searcher: Any = index.searcher()
@@ -142,6 +144,22 @@ def _analyzer() -> tantivy.TextAnalyzer:
         .filter(Filter.stemmer("english"))
         .build()
     )
+
+
+@contextmanager
+def _lockable(folder: Path) -> Iterator[Path]:
+    """`folder`, or links to its files where it can't be written: tantivy opens nothing without a lock file.
+
+    What was opened stays open when the links go.
+    """
+    if os.access(folder, os.W_OK):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="colazip-") as links:
+        for path in folder.iterdir():
+            if path.suffix != ".lock":
+                os.symlink(path.resolve(), Path(links) / path.name)
+        yield Path(links)
 
 
 @contextmanager

@@ -121,3 +121,14 @@ def test_numbers_beyond_the_archive(tmp_path: Path) -> None:
     build(tmp_path / "w", [b"word", b"word"])
     with pytest.raises(SearchIndexError, match="parts that the archive"):
         LexicalIndex(tmp_path / "w", 1).search("word", 5)
+
+
+def test_read_only_media(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "w", [b"some words"])
+    before = sorted(path.name for path in (tmp_path / "w").iterdir() if "lock" not in path.name)
+    for path in (tmp_path / "w").glob("*lock"):
+        path.unlink()
+    monkeypatch.setattr("colazip.lexical.os.access", lambda path, mode: False)
+    index = LexicalIndex(tmp_path / "w", 1)
+    assert index.search("words", 5)[0].tolist() == [0]
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == before
