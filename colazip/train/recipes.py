@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from colazip.config import ModelConfig, StackConfig
 from colazip.train.prior import PriorSchedule
 from colazip.train.search_head import SearchSchedule
+from colazip.train.search_rows import RowSchedule
 from colazip.train.vae import VAESchedule
 
 
@@ -18,6 +19,7 @@ class Recipe:
     model: ModelConfig
     vae: VAESchedule
     prior: PriorSchedule
+    rows: RowSchedule
     search: SearchSchedule
     tokenizer_megabytes: int = 45  # of training text, evenly spread, that the tokenizer is trained on
     dictionary_bytes: int = 400 << 10  # of the zstd dictionary; 0 for none
@@ -43,6 +45,7 @@ def tiny() -> Recipe:
         prior_block=8,
         vector=16,
         code_bytes=4,
+        word_rows=64,
     )
     return Recipe(
         model,
@@ -57,18 +60,8 @@ def tiny() -> Recipe:
             save_every=100,
         ),
         PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
-        SearchSchedule(
-            20,
-            10,
-            token_pairs=32,
-            joint_pairs=16,
-            passage=64,
-            query=(4, 12),
-            warmup=5,
-            evaluate_every=10,
-            save_every=5,
-            quantizer_sample=512,
-        ),
+        RowSchedule(20, pairs=256, taught=128, words=200, batch=32, warmup=5, evaluate_every=10, held_out=64),
+        SearchSchedule(sample=512, held_out=64),
         tokenizer_megabytes=1,
         dictionary_bytes=1 << 10,
         dictionary_megabytes=1,
@@ -76,8 +69,9 @@ def tiny() -> Recipe:
 
 
 def default() -> Recipe:
-    """The model inside the package: 15 M coding parameters, about an hour and a half on two cores."""
-    return Recipe(ModelConfig("default"), VAESchedule(5200), PriorSchedule(900), SearchSchedule(2500, 150))
+    """The model inside the package: 11 M coding parameters, about an hour and a half on two cores."""
+    model = ModelConfig("default")
+    return Recipe(model, VAESchedule(5200), PriorSchedule(900), RowSchedule(2000), SearchSchedule())
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "default": default}
