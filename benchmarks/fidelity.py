@@ -189,8 +189,8 @@ def fidelity(
     click.echo(f"{file.name}: {count:,} records, {corpus.raw_bytes / 1e6:.2f} MB of text\n")
     click.echo(table(rows, count))
     click.echo(
-        "\nOf each detail all bytes of an archive packed with the gist alone. Cosine of original and reading\n"
-        "under all-MiniLM-L6-v2, first 256 word pieces, mean over records. No ratio: yardsticks."
+        "\nOf each detail all bytes of an archive packed with the gist alone. Cosine of original and\n"
+        "reading under all-MiniLM-L6-v2, first 256 word pieces, mean over records. No ratio: yardsticks."
     )
     if json_path:
         result = {
