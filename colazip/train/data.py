@@ -242,7 +242,7 @@ class Batch:
 def batches(
     store: TokenStore, segments: np.ndarray, *, patch: int, patches: int, seed: int, skip: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches of about `patches` latents each, segments of like length together.
+    """Endless batches of about `patches` patches each, segments of like length together.
 
     The order depends on the seed alone, so `skip` batches in is where a resumed run goes on.
     """
