@@ -280,7 +280,7 @@ class Archive:
         return build(self, overwrite=overwrite, progress=progress)
 
     def regenerate(self, id: str, *, strength: float = 0.3, options: Sampling | None = None) -> str:
-        """A variant of one record: its gist latents noised, denoised by the prior, and read.
+        """A variant of one record: the latents of its gist reading noised, and denoised by the prior.
 
         strength: share of noise, 0 to 1. options: how it is drawn; the same seed gives the same text.
         """

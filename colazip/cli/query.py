@@ -136,7 +136,7 @@ def search(
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1),
-    help="How far from the record: 0 is its gist as it stands, 1 nothing of it. [default: 0.3]",
+    help="How far from the record: 0 is its gist reading, 1 nothing of it. [default: 0.3]",
 )
 @click.option("--fill", is_flag=True, help="Instead, take patches of the gist away and fill them in anew.")
 @click.option(
@@ -166,10 +166,10 @@ def regenerate(
     model: str | None,
     console: Console,
 ) -> None:
-    """Write a variant of a record: its gist, noised and denoised by the model's prior.
+    """Write a variant of a record: the latents of its gist reading, noised and denoised by the model's prior.
 
-    A patch is a few neighbouring tokens, four in the model of the package. What the prior writes is a
-    reading of latents, as the gist is: near to text of the kind, not proofread.
+    A patch is a few neighbouring tokens, four in the model of the package. What the prior draws is read as
+    the nearest tokens: near to text of the kind, not proofread.
     """
     if sum((strength is not None, fill, more is not None)) > 1:
         raise UsageError("--strength, --fill and --continue exclude each other; give one")
