@@ -19,6 +19,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from colazip.planes import PLANES, cell_width, coarse
 
 from benchmarks.command import note, run_command
 from benchmarks.corpus import evenly_spaced, read_corpus
@@ -27,7 +28,6 @@ from colazip.cli.options import sampling_options
 from colazip.codec import Codec
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
-from colazip.planes import PLANES, cell_width, coarse
 from colazip.prior import Prior
 from colazip.sampling import Sampling
 from colazip.variations import choose_missing, score, text_latents

@@ -124,7 +124,7 @@ class Codec:
     def _encoder(self) -> LaneEncoder:
         from colazip.encode import LaneEncoder
 
-        return LaneEncoder(self.model.vae.to(self.device), self.model.search.to(self.device), self.batch_size)
+        return LaneEncoder(self.model.vae.to(self.device), self.batch_size)
 
     def _few(self, lanes: Lanes) -> bool:
         """Whether NumPy is the faster way to run these lanes."""
@@ -364,12 +364,13 @@ class Codec:
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         table = _token_table([[t] for t in tokens], lanes, self._patch)
-        if self._few(lanes):
-            rows = [self.model.vectors.sums(table[i, :n]) for i, n in enumerate(lanes.count)]
-        else:
-            rows = [summands.astype(np.float64).sum(0) for summands in self._encoder.pool(lanes, table)]
+        rows = [summands.sum(0) for summands in self._pool(lanes, table)]
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
+
+    def _pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
+        """Search summands of the patches of every lane, float64 [P, D], of the tokens int64 [L, T]."""
+        return [self.model.rows.patches(table[i, :n], self._patch) for i, n in enumerate(lanes.count)]
 
     def plain_slots(self, block: Block) -> np.ndarray:
         """int64 [n]: the parts whose text is in PLAIN."""
@@ -440,8 +441,8 @@ class Codec:
         table = _token_table(tokens, lanes, self._patch)
         if GIST in layers:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
-        # Vectors alone, or beside plain text: of the networks the encoder is enough.
-        sums = self._encoder.pool(lanes, table)
+        # Vectors alone, or beside plain text: no network is needed.
+        sums = self._pool(lanes, table)
         result = []
         for b, parts in enumerate(blocks):
             made = {SEARCH: self._search_layer(b, len(parts), lanes, sums)}
@@ -462,7 +463,7 @@ class Codec:
     ) -> list[Block]:
         """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T]."""
         coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers)
-        sums = [row.vector for row in coded]
+        sums = self._pool(lanes, table) if SEARCH in layers else []
         plain = [
             foreign[b] | self._choose_plain(b, parts, level, lanes, coded) for b, parts in enumerate(blocks)
         ]
@@ -509,7 +510,7 @@ class Codec:
         return len(self._plain.encode(part, level)[1]) <= size
 
     def _search_layer(self, b: int, count: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> bytes:
-        """Codes of the passages of one block, of all parts that have lanes. sums: float32 [P, D] of each
+        """Codes of the passages of one block, of all parts that have lanes. sums: float64 [P, D] of each
         lane, its patches' summands."""
         mine: dict[int, list[int]] = {}
         for i in np.flatnonzero(lanes.block == b).tolist():
@@ -518,7 +519,7 @@ class Codec:
         pooled = [np.zeros((0, self.model.config.vector))]
         for part in sorted(mine):
             ordered = sorted(mine[part], key=lambda i: int(lanes.start[i]))
-            summands = np.concatenate([sums[i] for i in ordered]).astype(np.float64)  # [P, D]
+            summands = np.concatenate([sums[i] for i in ordered])  # [P, D]
             spans = windows(len(summands), self._patch, self._count_passages(len(summands)))
             # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
             pooled.append(np.stack([summands[start:end].sum(0) for start, end in spans]))

@@ -13,18 +13,16 @@ from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
 from colazip.memory import recall
 from colazip.nn.exact import frequencies
-from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 
 
 @dataclass
 class Coded:
-    """Symbols of one lane in (start, freq) pairs, and what the layers of its part need."""
+    """Symbols of one lane in (start, freq) pairs, by layer."""
 
     gist: np.ndarray  # [2, N]
     moments: np.ndarray  # int64 [N]: class of token t at 2 t, its slot at 2 t + 1
     exact: np.ndarray  # [2, M]: slots of the open tokens
-    vector: np.ndarray  # float32 [P, D]: what each patch adds to a passage, on the search head's grid
 
     def gist_bits(self) -> float:
         return float(cost_bits(self.gist[1]).sum())
@@ -44,8 +42,8 @@ class Coded:
 class LaneEncoder:
     """Runs the networks of one model. batch: lanes that pass together."""
 
-    def __init__(self, vae: TextVAE, search: SearchHead, batch: int) -> None:
-        self._vae, self._search, self._batch = vae, search, batch
+    def __init__(self, vae: TextVAE, batch: int) -> None:
+        self._vae, self._batch = vae, batch
         self._patch = vae.config.patch
         self._device = vae.readout.token_of.device
 
@@ -60,15 +58,6 @@ class LaneEncoder:
                 x, counts = self._tokens(table, lanes, lo, hi, width)
                 part = self._tensor(guesses[:, lo:hi], width)
                 result += self._run(x, counts, part, detail, exact)
-        return result
-
-    def pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
-        """Search summands alone, float32 [P, D] of every lane."""
-        result: list[np.ndarray] = []
-        with torch.inference_mode():
-            for lo, hi, width in self._batches(lanes):
-                x, counts = self._tokens(table, lanes, lo, hi, width)
-                result += self._pool(x, counts, self._features(x, counts))
         return result
 
     def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
@@ -87,16 +76,6 @@ class LaneEncoder:
         kept = min(width, values.shape[-1])
         padded[..., :kept] = values[..., :kept]
         return torch.from_numpy(padded).to(self._device)
-
-    def _features(self, x: Tensor, counts: Tensor) -> Tensor:
-        """What search sees of tokens [B, P, K]: the features of the gist of most detail."""
-        return self._vae.features(self._vae.readout.named(x, 0), real_tokens(counts, x), 0)
-
-    def _pool(self, x: Tensor, counts: Tensor, features: Tensor) -> list[np.ndarray]:
-        """Search summands float32 [P, D] of each lane."""
-        summands = self._search.patches(features, x, counts).cpu().numpy()
-        ends = (-(-counts // self._patch)).tolist()
-        return [summands[i, :end].copy() for i, end in enumerate(ends)]
 
     def _run(self, x: Tensor, counts: Tensor, guesses: Tensor, detail: int, exact: bool) -> list[Coded]:
         """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], the block memory's
@@ -117,10 +96,9 @@ class LaneEncoder:
         slot_logits = readout.gist_logits(states, classes, detail, weighed)[said]
         slot_pairs = _pairs(slot_logits, readout.slot_of[named[said]])
         embedded = vae.embed_gist(gist, real)
-        features = vae.decoder(embedded, valid, detail)
-        sums = self._pool(x, counts, features if detail == 0 else self._features(x, counts))
         exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
         if exact:
+            features = vae.decoder(embedded, valid, detail)
             where = readout.is_open(gist, detail) & real
             rare = vae.decoder.read(features, embedded, where)
             wanted = x[where]
@@ -128,11 +106,10 @@ class LaneEncoder:
             exact_pairs = _pairs(logits, readout.slot_of[wanted])
             open_of_lane = where.flatten(1).sum(1).cpu().numpy()
         return [
-            Coded(*row, pairs, vector)
-            for row, pairs, vector in zip(
+            Coded(*row, pairs)
+            for row, pairs in zip(
                 _in_lanes(class_pairs, slot_pairs, said.cpu().numpy(), counts.cpu().numpy()),
                 np.split(exact_pairs, np.cumsum(open_of_lane)[:-1], axis=1),
-                sums,
                 strict=True,
             )
         ]

@@ -17,14 +17,14 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
+from colazip.vectors import RowSums, SearchRows, pack_rows
 
 if TYPE_CHECKING:
     import torch
 
     from colazip.cells import TokenCells
     from colazip.nn.dit import DiT
-    from colazip.nn.portable import PortableNetworks, PortableVectors
-    from colazip.nn.search_head import SearchHead
+    from colazip.nn.portable import PortableNetworks
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class Model:
     """A loaded model. `id` is the hash of all that decides a bit of what is stored.
 
     Tensors are NumPy arrays as shipped. Networks are built when they are first asked for: those in NumPy
-    (`portable`, `vectors`) read archives without loading torch. dictionary: of zstd, for text that no network
+    (`portable`) read archives without loading torch. dictionary: of zstd, for text that no network
     codes; None if the model has none.
     """
 
@@ -68,10 +68,10 @@ class Model:
         return PortableNetworks(self.config, self.tensors)
 
     @cached_property
-    def vectors(self) -> PortableVectors:
-        from colazip.nn.portable import PortableVectors
-
-        return PortableVectors(self.config, self.tensors)
+    def rows(self) -> RowSums:
+        """The search head's rows of tokens and words."""
+        packed, scale = self.tensors["search.tokens.q"], self.tensors["search.tokens.scale"]
+        return RowSums(packed, scale, self.tokenizer.table, self.config.word_rows)
 
     @cached_property
     def vae(self) -> TextVAE:
@@ -80,14 +80,6 @@ class Model:
         vae = TextVAE(self.config)
         _import(vae, "vae.", self.tensors)
         return vae
-
-    @cached_property
-    def search(self) -> SearchHead:
-        from colazip.nn.search_head import SearchHead
-
-        search = SearchHead(self.config)
-        _import(search, "search.", self.tensors)
-        return search
 
     @cached_property
     def prior(self) -> DiT:
@@ -172,6 +164,14 @@ def token_cells(vae: TextVAE) -> TokenCells:
     return TokenCells({name: value.cpu().numpy() for name, value in _export(vae, "vae.").items()})
 
 
+def _export_search(search: SearchRows) -> dict[str, torch.Tensor]:
+    import torch
+
+    packed, scale = pack_rows(search.rows)
+    tensors = {"search.tokens.q": packed, "search.tokens.scale": scale, "search.codebook": search.codebook}
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+
+
 def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:
     """Install shipped tensors, whose shapes have been checked."""
     import torch
@@ -251,12 +251,12 @@ def from_networks(
     config: ModelConfig,
     tokenizer: Tokenizer,
     vae: TextVAE,
-    search: SearchHead,
+    search: SearchRows,
     prior: DiT,
     dictionary: bytes | None = None,
 ) -> Model:
     """The model that these networks are once they are shipped, quantized."""
-    shipped = {**_export(vae, "vae."), **_export(search, "search."), **_export_prior(prior)}
+    shipped = {**_export(vae, "vae."), **_export_search(search), **_export_prior(prior)}
     tensors = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in shipped.items()}
     identity = model_id(config, tokenizer, tensors, dictionary)
     return Model(identity, config, tokenizer, tensors, dictionary)
@@ -268,7 +268,7 @@ def save_pretrained(
     config: ModelConfig,
     tokenizer: Tokenizer,
     vae: TextVAE,
-    search: SearchHead,
+    search: SearchRows,
     prior: DiT,
     card: str,
     figures: dict[str, Any],

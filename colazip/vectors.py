@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+
+from colazip.words import WordHash
 
 
 def unit(sums: np.ndarray) -> np.ndarray:
@@ -29,3 +34,57 @@ def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
             distance += gap * gap
         codes[lo : lo + 256] = distance.argmin(-1)
     return codes
+
+
+def unpack_rows(packed: np.ndarray) -> np.ndarray:
+    """Two integers of -7 to 7 in a byte, the even column low: uint8 [R, D / 2] -> int8 [R, D]."""
+    pairs = np.stack([packed & 15, packed >> 4], -1).astype(np.int8) - np.int8(8)
+    return pairs.reshape(len(packed), -1)
+
+
+def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [R, D], D even -> (two integers of -7 to 7 in each byte, uint8 [R, D / 2]; scales float32 [R,
+    1])."""
+    top = np.abs(rows).max(-1, keepdims=True)
+    scale = np.where(top > 0, top, 1.0).astype(np.float32) / np.float32(7.0)
+    q = (np.rint(rows / scale) + 8).astype(np.uint8)
+    return q[:, ::2] | q[:, 1::2] << 4, scale
+
+
+@dataclass(frozen=True)
+class SearchRows:
+    """What search vectors are made of. rows: float32 [V + W, D], of tokens, then of words; codebook: float32
+    [M, 256, D / M], centroids of their codes."""
+
+    rows: np.ndarray
+    codebook: np.ndarray
+
+
+class RowSums:
+    """Sums over a text of a row for each token and for each word of several tokens.
+
+    packed, scale: `search.tokens` as shipped; token_bytes: of each token; word_rows: how many rows words
+    share. Rows are put on a grid of 1/256 within +-127 and added up as integers.
+    """
+
+    def __init__(
+        self, packed: np.ndarray, scale: np.ndarray, token_bytes: Sequence[bytes], word_rows: int
+    ) -> None:
+        rows = unpack_rows(packed).astype(np.float32) * scale
+        self._rows = np.rint(np.clip(rows, -127.0, 127.0) * np.float32(256.0)).astype(np.int16)
+        self._words = WordHash(token_bytes)
+        self._tokens, self._word_rows = len(token_bytes), word_rows
+
+    def patches(self, tokens: np.ndarray, patch: int) -> np.ndarray:
+        """What each patch adds to a sum: tokens int64 [T] -> float64 [P, D]. A word counts where it begins.
+
+        All are multiples of 1 / 256 far below 2**53: their sums are exact in any order.
+        """
+        hashes, first, _ = self._words.words(tokens)
+        rows = np.concatenate([tokens, self._tokens + hashes.astype(np.int64) % self._word_rows])
+        at = np.concatenate([np.arange(len(tokens)), first]) // patch
+        order = np.argsort(at, kind="stable")
+        starts = np.searchsorted(at[order], np.arange(-(-len(tokens) // patch)))
+        if not len(tokens):
+            return np.zeros((0, self._rows.shape[1]))
+        return np.add.reduceat(self._rows[rows[order]].astype(np.int64), starts, axis=0) / 256.0

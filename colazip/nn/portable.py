@@ -374,24 +374,3 @@ class PortableNetworks:
                 states = self._decoder.states(here, at, detail)
                 rows.append(self._readout.rare_logits(states, self._readout.class_of[here[at]], detail))
         return np.concatenate(rows)
-
-
-class PortableVectors:
-    """Search sums of texts, as `TextVAE.features` and `SearchHead` compute them."""
-
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        self._decoder = Decoder(config, tensors)
-        self._readout = Readout(Weights(tensors, "vae.readout."))
-        search = Weights(tensors, "search.")
-        self._states = Linear(search.under("states"), norm=True)
-        self._rows = Embedding(search.under("tokens"))
-
-    def sums(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens int64 [T] of one segment -> float64 [D], a sum on the search head's grid."""
-        features, _ = self._decoder.features(self._readout.named(tokens, 0), 0)
-        rows, states = _on_grid(self._rows(tokens)), _on_grid(self._states(features))
-        return rows.astype(np.float64).sum(0) + states.astype(np.float64).sum(0)
-
-
-def _on_grid(x: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(x, _F(-127.0), _F(127.0)) * _F(256.0)) / _F(256.0)

@@ -72,8 +72,14 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
     found["vae.readout.slot_of"] = (vocabulary,), "int32"
     found["vae.readout.token_of"] = (config.classes, config.slots), "int32"
     found["vae.readout.limits"] = (config.details, config.classes), "int32"
-    quantized("search.states", config.vector, config.decoder.width)
-    quantized("search.tokens", vocabulary, config.vector)
+    if config.vector % 2:
+        raise ValueError(f"vectors of {config.vector}: an odd number does not pack in bytes")
+    # Of tokens, then of words: two integers of 4 bits in a byte.
+    rows = vocabulary + config.word_rows
+    if rows * config.vector > _MAX_TENSOR:
+        raise ValueError(f"{rows} search rows of {config.vector}: larger than any tensor of this release")
+    found["search.tokens.q"] = (rows, config.vector // 2), "uint8"
+    found["search.tokens.scale"] = (rows, 1), "float32"
     if config.vector % config.code_bytes:
         raise ValueError(f"codes of {config.code_bytes} bytes do not divide a vector of {config.vector}")
     found["search.codebook"] = (config.code_bytes, 256, config.vector // config.code_bytes), "float32"

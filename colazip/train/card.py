@@ -19,13 +19,15 @@ def render(
         ("bits a byte, exact layer given the gist", vae["exact_bpb"]),
         ("share of tokens the gist reading gets right", vae["gist_accuracy"]),
         ("flow-matching loss of the prior", figures["prior"]["flow_loss"]),
-        ("search: queries whose own passage is first of 512", figures["search"]["hit_at_1"]),
+        ("search: queries whose own passage is first of the held-out ones", figures["search"]["hit_at_1"]),
+        ("search: the same from codes", figures["search"]["code_hit_at_1"]),
         ("search: mean cosine of a vector and its code", figures["search"]["quantizer_cosine"]),
     ]
     table = "\n".join(f"| {name} | {value:.3f} |" for name, value in rows)
     left_out = f" Sources left out: {', '.join(f'`{s}*`' for s in skipped)}." if skipped else ""
     megabytes, tokens = figures["train_bytes"] / 1e6, figures["train_tokens"]
-    search_steps = recipe.search.token_steps + recipe.search.joint_steps
+    search_steps = recipe.rows.steps
+    taught = " Search learned from the vectors of all-MiniLM-L6-v2 (Apache-2.0)." if figures["taught"] else ""
     # Segments are padded a little to a common length, hence "at most".
     seen = recipe.vae.steps * recipe.vae.patches * recipe.model.patch
     steps = f"{recipe.vae.steps} of {recipe.vae.patches} patches (VAE), {recipe.prior.steps} (prior)"
@@ -33,7 +35,7 @@ def render(
 
 A Text VAE with its coder, latent prior and search head, for use with colazip.
 
-- Parameters: {count["vae"]:,} coding, {count["prior"]:,} prior, {count["search"]:,} search head; int8.
+- Parameters: {count["vae"]:,} coding, {count["prior"]:,} prior, {count["search"]:,} search; int8.{taught}
 - Training text: {megabytes:.1f} MB ({tokens:,} tokens) from {", ".join(files)}.{left_out}
 - Steps: {steps}, {search_steps} (search head). Tokens that the VAE saw: at most {seen:,}.
 - Command: `{command}`

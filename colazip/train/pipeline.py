@@ -14,14 +14,16 @@ import torch
 
 from colazip.errors import InputError
 from colazip.pretrained import save_pretrained
-from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
 from colazip.train.data import TokenStore, Vocabulary, read_texts
 from colazip.train.dictionary import train_dictionary
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
-from colazip.train.search_head import train_search_head
+from colazip.train.search_head import fit_search_head
+from colazip.train.search_rows import train_rows
+from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.train.vae import train_vae
+from colazip.train.vocabulary import make_tokenizer, spread
 
 
 def run(
@@ -35,12 +37,14 @@ def run(
     device: str = "cpu",
     resume: bool = False,
     initial: Path | None = None,
+    teacher: Embed | None = None,
 ) -> str:
     """Train everything and write `out/model`; returns the model's id.
 
-    initial: `vae/checkpoint.pt` of another run to start from. With `resume`, finished stages are taken as
-    they are and the one under way goes on from its checkpoint. Raises InputError when there is nothing to
-    read, or when `out` already holds a run and `resume` is not given.
+    initial: `vae/checkpoint.pt` of another run to start from. teacher: an embedder that the search head
+    learns from, texts -> unit vectors float32 [N, T]; without one it learns from the text alone. With
+    `resume`, finished stages are taken as they are and the one under way goes on from its checkpoint. Raises
+    InputError when there is nothing to read, or when `out` already holds a run and `resume` is not given.
     """
     if (out / "recipe.json").exists() and not resume:
         raise InputError(
@@ -59,7 +63,9 @@ def run(
     def texts(paths: Sequence[Path]) -> Iterator[str]:
         return read_texts(paths, text_column, skip_sources)
 
-    tokenizer = _tokenizer(recipe, texts, data, out / "tokenizer.json")
+    tokenizer = make_tokenizer(
+        recipe.model.vocabulary, recipe.tokenizer_megabytes, texts, data, out / "tokenizer.json"
+    )
     dictionary = _dictionary(recipe, texts, data, out / "dictionary.bin")
     lane = recipe.model.segment * recipe.model.patch
     held_out = TokenStore.build(out / "validation", texts(validation), tokenizer)
@@ -72,6 +78,28 @@ def run(
     def started(stage: str) -> bool:
         return resume and (out / stage / "checkpoint.pt").exists()
 
+    taught = teacher is not None
+    schedule = recipe.rows
+    drawn: dict[str, Pairs] = {}
+    for name, store, count, with_vectors in (
+        ("train", train, schedule.pairs, schedule.taught),
+        ("validation", held_out, schedule.held_out, schedule.held_out),
+    ):
+        folder = out / "pairs" / name
+        write_pairs(folder, store, tokenizer, teacher, pairs=count, taught=with_vectors, seed=schedule.seed)
+        drawn[name] = read_pairs(folder, count, with_vectors if taught else 0)
+    write_lexicon(out / "pairs" / "lexicon.npz", train, tokenizer, teacher, words=schedule.words)
+    rows, row_figures = train_rows(
+        recipe.model,
+        schedule,
+        tokenizer=tokenizer,
+        lexicon=read_lexicon(out / "pairs" / "lexicon.npz", taught=taught),
+        train=drawn["train"],
+        validation=drawn["validation"],
+        folder=_folder(out / "rows"),
+        device=where,
+        resume=started("rows"),
+    )
     vae = train_vae(
         recipe.model,
         recipe.vae,
@@ -93,25 +121,27 @@ def run(
         device=where,
         resume=started("prior"),
     )
-    search, search_figures = train_search_head(
-        vae,
+    search, search_figures = fit_search_head(
+        recipe.model,
         recipe.search,
-        train=train,
-        validation=held_out,
+        rows=rows,
+        tokenizer=tokenizer,
+        train=drawn["train"],
+        validation=drawn["validation"],
         folder=_folder(out / "search"),
-        device=where,
-        resume=started("search"),
     )
     figures: dict[str, Any] = {
         "vae": _last_figures(out / "vae" / "metrics.jsonl"),
         "prior": prior_figures,
-        "search": search_figures,
+        "search": {**row_figures, **search_figures},
+        "taught": taught,
         "train_bytes": train.text_bytes,
         "train_tokens": len(train.tokens),
         "validation_bytes": held_out.text_bytes,
         "parameters": {
-            name: sum(p.numel() for p in part.parameters())
-            for name, part in (("vae", vae), ("prior", prior), ("search", search))
+            "vae": sum(p.numel() for p in vae.parameters()),
+            "prior": sum(p.numel() for p in prior.parameters()),
+            "search": search.rows.size,
         },
     }
     command = "colazip " + shlex.join(_portable(sys.argv[1:]))
@@ -139,46 +169,18 @@ def _portable(arguments: Sequence[str]) -> list[str]:
     return [Path(a).name if "/" in a else a for a in arguments if a != "--resume"]
 
 
-def _tokenizer(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) -> Tokenizer:
-    if path.exists():
-        return Tokenizer(path.read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.train(
-        _spread(texts(data), texts(data), recipe.tokenizer_megabytes), recipe.model.vocabulary
-    )
-    if tokenizer.size != recipe.model.vocabulary:
-        raise InputError(
-            f"the training text gives {tokenizer.size} tokens only,"
-            f" the recipe asks for {recipe.model.vocabulary}: add text"
-        )
-    path.write_text(tokenizer.to_json(), encoding="utf-8")
-    return tokenizer
-
-
 def _dictionary(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) -> bytes | None:
     if path.exists():
         return path.read_bytes()
     if not recipe.dictionary_bytes:
         return None
-    sample = _spread(texts(data), texts(data), recipe.dictionary_megabytes)
+    sample = spread(texts(data), texts(data), recipe.dictionary_megabytes)
     dictionary = train_dictionary(sample, recipe.dictionary_bytes)
     if dictionary is not None:
         partial = path.with_suffix(".partial")
         partial.write_bytes(dictionary)
         partial.replace(path)
     return dictionary
-
-
-def _spread(first_pass: Iterator[str], second_pass: Iterator[str], megabytes: int) -> Iterator[str]:
-    """About `megabytes` of text, evenly from everywhere: the texts are read twice, once to learn how much
-    there is."""
-    total = sum(map(len, first_pass))
-    share = min(1.0, megabytes * 1e6 / max(total, 1))
-    taken = seen = 0
-    for text in second_pass:
-        seen += len(text)
-        if taken <= seen * share:
-            taken += len(text)
-            yield text
 
 
 def _last_figures(path: Path) -> dict[str, float]:

@@ -51,6 +51,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (("nonsense", "--data", train), 2, "no recipe"),
         (("tiny", "--data", tmp_path / "none.jsonl"), 1, "no such file"),
         (("tiny", "--data", train, "--text-column", "body"), 1, "'body'"),
+        (("tiny", "--data", train, "--teacher", tmp_path), 1, "no model.safetensors"),
         (("tiny", "--data", train, "--resume", "--init", tmp_path / "x.pt"), 1, "x.pt"),
     ):
         failed = colazip("train", *arguments, "--validation", validation, "-o", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colazip.nn.search_head import SearchHead
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,19 +21,22 @@ from colazip.lanes import lay_out
 from colazip.nn import grid, portable
 from colazip.nn.dit import DiT
 from colazip.nn.exact import frequencies, quantize_rows
-from colazip.nn.search_head import SearchHead
 from colazip.nn.shapes import coding_shapes
 from colazip.nn.steps import TorchNetworks, table
 from colazip.nn.vae import TextVAE, cell_index
 from colazip.pretrained import Model, from_networks, load, save_pretrained
 from colazip.tokenizer import Tokenizer
+from colazip.vectors import unit
 from tests.random_weights import randomize
 from tests.tiny_model import passages, tiny_codec, tiny_folder
 
 
-@pytest.fixture(scope="module")
-def model(tiny_vae: TextVAE, tiny_config: ModelConfig, tiny_tokenizer: Tokenizer) -> Model:
-    search = SearchHead(tiny_config)
+@pytest.fixture(scope="module", params=[0, 64], ids=["tokens", "tokens and words"])
+def model(
+    request: pytest.FixtureRequest, tiny_vae: TextVAE, tiny_config: ModelConfig, tiny_tokenizer: Tokenizer
+) -> Model:
+    config = dataclasses.replace(tiny_config, word_rows=request.param)
+    search = SearchHead(config)
     randomize(search, seed=3)
     return from_networks(tiny_config, tiny_tokenizer, tiny_vae, search, DiT.for_text(tiny_config))
 
@@ -121,6 +126,23 @@ def test_vectors_are_the_same(model: Model) -> None:
     summands = [patches.astype(np.float64) for patches in codec._encoder.pool(lanes, rows)]
     for mine, theirs in zip(texts, [patches.sum(0) for patches in summands], strict=True):
         assert np.array_equal(model.vectors.sums(mine), theirs)
+    assert not model.vectors.silent
+
+
+def test_silent_states_change_nothing(model: Model) -> None:
+    """A head whose states are zero gives the sums of its rows, through either implementation."""
+    zero = {**model.tensors, "search.states.q": np.zeros_like(model.tensors["search.states.q"])}
+    quiet = Model(model.id, model.config, model.tokenizer, zero)
+    assert quiet.vectors.silent and quiet.search.silent
+    texts = passages()[:3]
+    found = Codec(quiet).vectors(texts)
+    tokens = quiet.tokenizer.encode([t.encode() for t in texts])
+    assert "vae" not in quiet.__dict__
+    segment = quiet.config.segment * quiet.config.patch
+    for tokens_of_one, vector in zip(tokens, found, strict=True):
+        cut = range(0, len(tokens_of_one), segment)
+        total = sum(quiet.rows.sums(tokens_of_one[lo : lo + segment]) for lo in cut)
+        assert np.array_equal(unit(np.asarray(total)[None])[0], vector)
 
 
 def test_both_decode_an_archive_s_blocks() -> None:

@@ -1,0 +1,85 @@
+"""Words by the hash of their letters, and rows in 4 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colazip.tokenizer import Tokenizer
+from colazip.vectors import RowSums, pack_rows, unpack_rows
+from colazip.words import WordHash
+
+_TABLE = [
+    b"",
+    *(bytes([b]) for b in range(256)),
+    b" War",
+    b"War",
+    b"saw",
+    b" wa",
+    b"rs",
+    b"aw",
+    "\u201cW".encode(),
+]
+_TOKEN = {t: i for i, t in enumerate(_TABLE)}
+
+
+def _hashes(*tokens: bytes) -> list[int]:
+    return WordHash(_TABLE).words(np.array([_TOKEN[t] for t in tokens], np.int64))[0].tolist()
+
+
+def test_a_word_has_one_hash_however_it_is_cut() -> None:
+    cuts = ((b" War", b"saw"), (b"War", b"saw"), (b" wa", b"rs", b"aw"), (_TABLE[-1], b"a", b"rs", b"aw"))
+    found = [_hashes(*cut) for cut in cuts]
+    assert all(len(f) == 1 for f in found) and len({f[0] for f in found}) == 1
+    assert _hashes(b"saw", b"War") != found[0]
+
+
+def test_what_is_one_word() -> None:
+    assert _hashes(b"War", b" War") == []  # two words of one token each have no hash
+    assert len(_hashes(b" War", b"saw", b".", b" War", b"saw")) == 2
+    assert len(_hashes(b"1", b"9", b"9", b"8")) == 1
+    assert len(_hashes(b"\xc3", b"\xa9", b"t")) == 1
+
+
+@given(st.lists(st.integers(0, len(_TABLE) - 1), max_size=60))
+def test_words_are_what_a_loop_finds(tokens: list[int]) -> None:
+    hashes, first, length = WordHash(_TABLE).words(np.array(tokens, np.int64))
+    assert len(hashes) == len(first) == len(length)
+    covered = {f + i for f, n in zip(first.tolist(), length.tolist(), strict=True) for i in range(1, n)}
+    for i in range(1, len(tokens)):
+        left, right = _TABLE[tokens[i - 1]], _TABLE[tokens[i]]
+        marks = any(left.endswith(m.encode()) for m in "\u2018\u2019\u201c\u201d")
+        joined = bool(left) and bool(right) and _letter(left[-1]) and _letter(right[0]) and not marks
+        if right[:2] != b"\xe2\x80":
+            assert (i in covered) == joined
+
+
+def _letter(byte: int) -> bool:
+    return byte > 127 or bytes([byte]).isalnum()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 10))
+def test_packed_rows_come_back_within_half_a_step(seed: int, rows: int, half: int) -> None:
+    values = np.random.default_rng(seed).standard_normal((rows, 2 * half)).astype(np.float32)
+    values[0] = 0.0
+    packed, scale = pack_rows(values)
+    assert packed.dtype == np.uint8 and packed.shape == (rows, half)
+    back = unpack_rows(packed, 2 * half) * scale
+    assert (np.abs(back - values) <= scale * 0.5001).all()
+    again, steps = pack_rows(back.astype(np.float32))
+    assert np.allclose(unpack_rows(again, 2 * half) * steps, back, rtol=1e-6)
+
+
+@pytest.mark.parametrize("word_rows", [0, 32])
+def test_sums_do_not_depend_on_order(tiny_tokenizer: Tokenizer, word_rows: int) -> None:
+    rng = np.random.default_rng(1)
+    size = tiny_tokenizer.size
+    packed, scale = pack_rows(rng.standard_normal((size + word_rows, 8)).astype(np.float32) * 30)
+    sums = RowSums(packed, scale, 8, tiny_tokenizer.table, word_rows)
+    words = tiny_tokenizer.encode([b" one two", b" three", b" four five six"])
+    forward, backward = np.concatenate(words), np.concatenate(words[::-1])
+    assert np.array_equal(sums.sums(forward), sums.sums(backward))
+    assert np.array_equal(sums.sums(forward), sum(sums.sums(w) for w in words))
+    assert np.array_equal(sums.sums(forward[:0]), np.zeros(8))
