@@ -30,6 +30,7 @@ def tiny_config() -> ModelConfig:
         "tiny",
         classes=16,
         slots=32,
+        details=3,
         segment=16,
         embedding=16,
         channels=2,
@@ -43,6 +44,7 @@ def tiny_config() -> ModelConfig:
         prior_block=8,
         vector=16,
         code_bytes=4,
+        word_rows=64,
     )
 
 

@@ -57,7 +57,7 @@ def paid_and_estimated(codec: Codec, detail: int) -> tuple[np.ndarray, np.ndarra
     table = np.zeros((len(lanes), int(lanes.patches[0]) * patch), np.int64)
     for row, (part, count) in enumerate(zip(lanes.part, lanes.count, strict=True)):
         table[row, :count] = tokens[part][:count]
-    rows = LaneEncoder(model.vae, model.search, 3).code(lanes, table, detail, exact=True)
+    rows = LaneEncoder(model.vae, 3).code(lanes, table, detail, exact=True)
     paid = np.array([sum(r.gist_bits() for r in rows), sum(r.exact_bits() for r in rows)])
     named = model.vae.readout.named(torch.from_numpy(table), detail).numpy()
     guesses = torch.from_numpy(np.stack(recall(named, lanes.block, lanes.count)))
