@@ -26,7 +26,7 @@ class ModelConfig:
     name: str
     classes: int = 128  # the vocabulary is classes * slots tokens: a token is its class, then its slot
     slots: int = 64
-    details: int = 3  # gists of so many details can be written, the most detailed first
+    details: int = 1  # gists of so many details can be written, the most detailed first
     patch: int = 4  # tokens a patch
     segment: int = 256  # patches that see each other; a longer part is several segments
     embedding: int = 96
@@ -39,8 +39,8 @@ class ModelConfig:
     ngram_width: int = 32
     prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
     prior_block: int = 16  # patches of a block of the DiT prior
-    vector: int = 256  # width of search vectors
-    code_bytes: int = 32  # bytes of a search code
+    vector: int = 240  # width of search vectors
+    code_bytes: int = 30  # bytes of a search code
     word_rows: int = 12288  # search rows that words of several tokens share by their hash
 
     @property

@@ -50,6 +50,12 @@ def _sections() -> Iterator[str]:
             command, info_name=name, parent=root, terminal_width=WIDTH, max_content_width=WIDTH
         )
         yield _section(f"colazip {name}", command.get_help(context))
+        for inner, part in getattr(command, "commands", {}).items():
+            if not part.hidden:
+                below = click.Context(
+                    part, info_name=inner, parent=context, terminal_width=WIDTH, max_content_width=WIDTH
+                )
+                yield _section(f"colazip {name} {inner}", part.get_help(below))
 
 
 def _section(title: str, help: str) -> str:

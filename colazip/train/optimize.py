@@ -114,14 +114,17 @@ def _is_entry_until(line: str, step: int) -> bool:
         return False
 
 
-def check_finite(loss: torch.Tensor, norm: float, step: int, batch: Batch, folder: Path) -> float:
+def check_finite(
+    loss: torch.Tensor, norm: float, step: int, batch: Batch, folder: Path, name: str = "bad_batch"
+) -> float:
     """The loss as a float; ColazipError, with the batch saved, once it or its gradient is not finite.
 
-    Exact layers turn what is not a number into integers, so that the loss alone may look sane.
+    name: of the file, where several processes may save one each. Exact layers turn what is not a number into
+    integers, so that the loss alone may look sane.
     """
     value = float(loss.detach())
     if not (math.isfinite(value) and math.isfinite(norm)):
-        kept = folder / "bad_batch.npz"
+        kept = folder / f"{name}.npz"
         np.savez(kept, tokens=batch.tokens, counts=batch.counts)
         raise ColazipError(f"the loss is not finite at step {step}; the batch is in {kept}")
     return value

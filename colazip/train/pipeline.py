@@ -14,7 +14,6 @@ import torch
 
 from colazip.errors import InputError
 from colazip.pretrained import save_pretrained
-from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
 from colazip.train.data import TokenStore, Vocabulary, read_texts
 from colazip.train.dictionary import train_dictionary
@@ -24,6 +23,7 @@ from colazip.train.search_head import fit_search_head
 from colazip.train.search_rows import train_rows
 from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.train.vae import train_vae
+from colazip.train.vocabulary import make_tokenizer, spread
 
 
 def run(
@@ -63,7 +63,9 @@ def run(
     def texts(paths: Sequence[Path]) -> Iterator[str]:
         return read_texts(paths, text_column, skip_sources)
 
-    tokenizer = _tokenizer(recipe, texts, data, out / "tokenizer.json")
+    tokenizer = make_tokenizer(
+        recipe.model.vocabulary, recipe.tokenizer_megabytes, texts, data, out / "tokenizer.json"
+    )
     dictionary = _dictionary(recipe, texts, data, out / "dictionary.bin")
     lane = recipe.model.segment * recipe.model.patch
     held_out = TokenStore.build(out / "validation", texts(validation), tokenizer)
@@ -167,46 +169,18 @@ def _portable(arguments: Sequence[str]) -> list[str]:
     return [Path(a).name if "/" in a else a for a in arguments if a != "--resume"]
 
 
-def _tokenizer(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) -> Tokenizer:
-    if path.exists():
-        return Tokenizer(path.read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.train(
-        _spread(texts(data), texts(data), recipe.tokenizer_megabytes), recipe.model.vocabulary
-    )
-    if tokenizer.size != recipe.model.vocabulary:
-        raise InputError(
-            f"the training text gives {tokenizer.size} tokens only,"
-            f" the recipe asks for {recipe.model.vocabulary}: add text"
-        )
-    path.write_text(tokenizer.to_json(), encoding="utf-8")
-    return tokenizer
-
-
 def _dictionary(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) -> bytes | None:
     if path.exists():
         return path.read_bytes()
     if not recipe.dictionary_bytes:
         return None
-    sample = _spread(texts(data), texts(data), recipe.dictionary_megabytes)
+    sample = spread(texts(data), texts(data), recipe.dictionary_megabytes)
     dictionary = train_dictionary(sample, recipe.dictionary_bytes)
     if dictionary is not None:
         partial = path.with_suffix(".partial")
         partial.write_bytes(dictionary)
         partial.replace(path)
     return dictionary
-
-
-def _spread(first_pass: Iterator[str], second_pass: Iterator[str], megabytes: int) -> Iterator[str]:
-    """About `megabytes` of text, evenly from everywhere: the texts are read twice, once to learn how much
-    there is."""
-    total = sum(map(len, first_pass))
-    share = min(1.0, megabytes * 1e6 / max(total, 1))
-    taken = seen = 0
-    for text in second_pass:
-        seen += len(text)
-        if taken <= seen * share:
-            taken += len(text)
-            yield text
 
 
 def _last_figures(path: Path) -> dict[str, float]:

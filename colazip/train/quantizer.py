@@ -31,6 +31,15 @@ def decode(codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return read / np.maximum(np.linalg.norm(read, axis=1, keepdims=True), 1e-9)
 
 
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Vectors [B, D] as their codes read, [B, D], before unit length; the gradient goes to the centroids."""
+    with torch.no_grad():
+        parts = vectors.view(len(vectors), len(codebook), -1)
+        away = codebook.square().sum(-1) / 2 - torch.einsum("bmw,mkw->bmk", parts, codebook)
+        code = away.argmin(-1)
+    return codebook[torch.arange(len(codebook), device=code.device), code].flatten(1)
+
+
 def _balance(variance: Tensor, slices: int, width: int) -> Tensor:
     """Deal axes, largest variance first, to the open slice with the least product of variances: int64 [D]."""
     total = [0.0] * slices

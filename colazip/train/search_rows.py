@@ -41,8 +41,8 @@ class RowSchedule:
     """
 
     steps: int
-    pairs: int = 86 * PART
-    taught: int = 22 * PART
+    pairs: int = 76 * PART
+    taught: int = 12 * PART
     words: int = 40000
     batch: int = 512
     lr: float = 3e-3

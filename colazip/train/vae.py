@@ -39,8 +39,8 @@ class VAESchedule:
     """
 
     steps: int
-    named: tuple[int, ...] = (2000, 500, 0)
-    drawn: tuple[float, ...] = (0.76, 0.12, 0.12)
+    named: tuple[int, ...] = (2000,)
+    drawn: tuple[float, ...] = (1.0,)
     patches: int = 1536  # of a batch
     lr: float = 3e-3
     muon_lr: float = 3e-3

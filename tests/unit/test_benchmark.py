@@ -17,7 +17,7 @@ from benchmarks import lengths
 from benchmarks.archives import Variant, largest_growth, measure_layers, measure_source, variants
 from benchmarks.corpus import evenly_spaced, read_corpus
 from benchmarks.plot import Line, bar_chart, line_chart, svg
-from benchmarks.search import figures
+from benchmarks.retrieval import figures
 from colazip.demo import handbook
 from colazip.errors import InputError
 from colazip.layers import SEARCH
@@ -97,13 +97,13 @@ def test_archives_are_counted_as_they_lie_on_disk(tmp_path: Path) -> None:
 
 
 def test_retrieval_figures_against_known_rankings() -> None:
-    scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.5, 0.9]])
-    assert figures(scores, [{0: 1.0}, {2: 1.0}]) == (1.0, 1.0)
-    ndcg, recall = figures(scores, [{1: 1.0}, {0: 1.0}])
+    ranking = [[0, 1, 2], [2, 1, 0]]
+    assert figures(ranking, [{0: 1.0}, {2: 1.0}]) == (1.0, 1.0)
+    ndcg, recall = figures(ranking, [{1: 1.0}, {0: 1.0}])
     assert ndcg == pytest.approx((1 / np.log2(3) + 1 / np.log2(4)) / 2)
     assert recall == 1.0
-    many = np.arange(20.0)[None]
-    assert figures(many, [{0: 1.0, 19: 1.0}])[1] == 0.5
+    assert figures([list(range(19, -1, -1))], [{0: 1.0, 19: 1.0}])[1] == 0.5
+    assert figures([[]], [{0: 1.0}]) == (0.0, 0.0)
 
 
 def test_records_by_length() -> None:

@@ -33,15 +33,15 @@ def test_round_trip(config: ModelConfig) -> None:
 
 
 def test_there_are_both_kinds_of_fields() -> None:
-    assert {"classes", "patch", "vector"} <= set(plain_fields)
-    assert set(stack_fields) == {"encoder", "context", "refiner", "decoder", "exact", "prior"}
+    assert {"classes", "details", "patch", "vector"} <= set(plain_fields)
+    assert set(stack_fields) == {"decoder", "coder", "prior"}
 
 
 def test_vocabulary() -> None:
     assert ModelConfig("x", classes=16, slots=32).vocabulary == 512
 
 
-@pytest.mark.parametrize("field", [*plain_fields, *stack_fields, "name", "encoder.width", "exact.heads"])
+@pytest.mark.parametrize("field", [*plain_fields, *stack_fields, "name", "decoder.width", "coder.heads"])
 @pytest.mark.parametrize(
     "value",
     [None, True, 0, -1, 1.0, 1 << 21, 10**400, "", "7", [], [4], {}, {"width": 4}, {"width": {"width": 4}}],
@@ -91,8 +91,8 @@ def test_a_name_is_short() -> None:
         '"name"',
         "[" * 100_000,
         '{"name": "x", "nonsense": 1}',
-        '{"name": "x", "encoder": {"width": 4, "layers": 1, "heads": 1, "nonsense": 1}}',
-        '{"name": "x", "encoder": {"width": 4, "layers": 1}}',
+        '{"name": "x", "decoder": {"width": 4, "layers": 1, "heads": 1, "nonsense": 1}}',
+        '{"name": "x", "decoder": {"width": 4, "layers": 1}}',
         '{"name": "x", "classes": NaN}',
         '{"name": "x", "classes": ' + "9" * 5000 + "}",
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -16,29 +15,30 @@ from hypothesis import strategies as st
 from colazip.codec import Codec
 from colazip.config import ModelConfig
 from colazip.errors import ModelError, UsageError
-from colazip.lanes import lay_out
-from colazip.nn import grid, portable
+from colazip.nn import portable
 from colazip.nn.dit import DiT
 from colazip.nn.exact import frequencies, quantize_rows
-from colazip.nn.search_head import SearchHead
 from colazip.nn.shapes import coding_shapes
 from colazip.nn.steps import TorchNetworks, table
-from colazip.nn.vae import TextVAE, cell_index
+from colazip.nn.vae import TextVAE
 from colazip.pretrained import Model, from_networks, load, save_pretrained
 from colazip.tokenizer import Tokenizer
-from colazip.vectors import unit
-from tests.random_weights import randomize
+from colazip.vectors import SearchRows
 from tests.tiny_model import passages, tiny_codec, tiny_folder
 
 
-@pytest.fixture(scope="module", params=[0, 64], ids=["tokens", "tokens and words"])
-def model(
-    request: pytest.FixtureRequest, tiny_vae: TextVAE, tiny_config: ModelConfig, tiny_tokenizer: Tokenizer
-) -> Model:
-    config = dataclasses.replace(tiny_config, word_rows=request.param)
-    search = SearchHead(config)
-    randomize(search, seed=3)
-    return from_networks(tiny_config, tiny_tokenizer, tiny_vae, search, DiT.for_text(tiny_config))
+@pytest.fixture(scope="module")
+def model(tiny_vae: TextVAE, tiny_config: ModelConfig, tiny_tokenizer: Tokenizer) -> Model:
+    return from_networks(
+        tiny_config, tiny_tokenizer, tiny_vae, random_rows(tiny_config), DiT.for_text(tiny_config)
+    )
+
+
+def random_rows(config: ModelConfig) -> SearchRows:
+    rng, width = np.random.default_rng(3), config.vector
+    rows = rng.standard_normal((config.vocabulary + config.word_rows, width)).astype(np.float32)
+    codebook = rng.standard_normal((config.code_bytes, 256, width // config.code_bytes))
+    return SearchRows(rows, codebook.astype(np.float32))
 
 
 def test_shapes_are_those_of_the_networks(model: Model) -> None:
@@ -46,49 +46,62 @@ def test_shapes_are_those_of_the_networks(model: Model) -> None:
     assert coding_shapes(model.config) == shipped
 
 
-def test_every_table_is_the_same(model: Model) -> None:
+@pytest.mark.parametrize("detail", [0, 1, 2])
+def test_every_table_is_the_same(model: Model, detail: int) -> None:
     """Step by step through both, on lanes of different lengths, with known text instead of decoded."""
     config, rng = model.config, np.random.default_rng(4)
-    patch, channels = config.patch, config.channels
+    patch = config.patch
     counts = np.array([9, 7, 7, 4, 1], np.int64)
     lanes, patches = len(counts), 3
-    coarse = rng.integers(-1, 2, (lanes, patches, patch * channels)).astype(np.float32)
-    levels = rng.integers(-4, 5, (lanes, patches, patch * channels)).astype(np.float32)
-    tokens = rng.integers(0, config.vocabulary, (lanes, patches * patch))
+    real = np.arange(patches * patch)[None] < counts[:, None]
+    tokens = rng.integers(0, config.vocabulary, real.shape)
+    gist = model.cells.named(tokens, detail) * real
     history = rng.integers(0, config.vocabulary, (lanes, 3))
-    guess, kind = rng.integers(0, config.vocabulary, lanes), np.array([0, 3, 12, 1, 0])
+    guess = model.cells.named(rng.integers(0, config.vocabulary, lanes), detail)
+    kind = np.array([0, 3, 12, 1, 0])
     classes = rng.integers(0, config.classes, lanes)
+    classes[:2] = model.tensors["vae.readout.class_of"][guess[:2]]
     said: list[list[np.ndarray]] = []
     with torch.inference_mode():
         for net in (TorchNetworks(model.vae), model.portable):
             tables: list[np.ndarray] = []
-            net.start_coarse(lanes)
+            net.start(lanes, detail)
             for i in range(patches):
                 n = int((counts > i * patch).sum())
-                net.coarse_context(i, coarse[:n, max(0, i - 1)])
-                for k in range(patch):
-                    m = int((counts > i * patch + k).sum())
-                    if m:
-                        tables.append(net.coarse_table(k, coarse[:m, i, : k * channels]))
-            tables.append(net.fine_table(coarse, counts))
-            features = net.features(levels, counts)
-            tables.append(np.asarray(features[0, :2]))
-            tables.append(np.asarray(net.read(features[0])))
-            net.start_exact(lanes)
-            for i in range(patches):
-                n = int((counts > i * patch).sum())
-                net.exact_context(i, features[:n, i], tokens[:n, max(0, i - 1) * patch :][:, :patch])
+                net.context(i, gist[:n, max(0, i - 1) * patch :][:, :patch])
                 for k in range(patch):
                     order = np.flatnonzero(counts > i * patch + k)[::-1].copy()
                     if len(order):
                         tables.append(net.class_table(k, order, history[order], guess[order], kind[order]))
                         tables.append(net.slot_table(classes[order]))
-            tables.append(net.tokens(classes, guess % config.slots))
+            where = net.is_open(gist, detail) & real
+            tables += [where, net.is_open(tokens, detail), net.has_slots(np.arange(config.classes), detail)]
+            for at in (where, real, where & False):
+                tables.append(net.rare_table(gist, counts, at, detail))
+                tables.append(net.rare_best(gist, counts, at, detail))
+            slots = np.arange(lanes)
+            tables += [net.tokens(classes, slots), net.rarer(guess, slots)]
             said.append(tables)
     assert len(said[0]) == len(said[1]) > 20
     for torch_table, numpy_table in zip(*said, strict=True):
         assert torch_table.shape == numpy_table.shape
         assert np.array_equal(torch_table, numpy_table)
+    assert said[0][-11].any()  # some tokens are open
+
+
+@pytest.mark.parametrize("detail", [0, 1, 2])
+def test_three_times_the_same_names(model: Model, detail: int) -> None:
+    """What stands for a token, and which are open, by torch, by NumPy's networks and by the cells."""
+    tokens = torch.arange(model.config.vocabulary)
+    readout, cells, own = model.vae.readout, model.cells, portable.Readout(vae_weights(model, "readout."))
+    named, is_open = readout.named(tokens, detail).numpy(), readout.is_open(tokens, detail).numpy()
+    for other in (cells, own):
+        assert np.array_equal(other.named(tokens.numpy(), detail), named)
+        assert np.array_equal(other.is_open(tokens.numpy(), detail), is_open)
+
+
+def vae_weights(model: Model, name: str) -> portable.Weights:
+    return portable.Weights(model.tensors, f"vae.{name}")
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,49 +118,10 @@ def test_rounding_and_frequencies_are_the_same(seed: int, width: int, scale: flo
     assert np.array_equal(np.diff(mine), frequencies(torch.from_numpy(logits)).numpy())
 
 
-@given(st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_cells_are_the_same(channels: int, seed: int) -> None:
-    plane = np.random.default_rng(seed).integers(-1, 2, (2, 4 * channels)).astype(np.float32)
-    index = grid.cell_index(plane, channels)
-    assert np.array_equal(index, cell_index(torch.from_numpy(plane), channels).numpy())
-    assert np.array_equal(grid.cell_plane(index, channels).reshape(plane.shape), plane)
-
-
-def test_vectors_are_the_same(model: Model) -> None:
-    tokens = model.tokenizer.encode([p.encode() for p in [*passages()[:3], "a", "bc"]])
-    segment, patch = model.config.segment * model.config.patch, model.config.patch
-    cut = [t[:segment] for t in tokens]
-    lanes = lay_out([[len(t)] for t in cut], segment, patch)
-    texts = [cut[b] for b in lanes.block]
-    rows = np.zeros((len(lanes), int(lanes.count.max())), np.int64)
-    for i, t in enumerate(texts):
-        rows[i, : len(t)] = t
-    codec = Codec(model)
-    summands = [patches.astype(np.float64) for patches in codec._encoder.pool(lanes, rows)]
-    for mine, theirs in zip(texts, [patches.sum(0) for patches in summands], strict=True):
-        assert np.array_equal(model.vectors.sums(mine), theirs)
-    assert not model.vectors.silent
-
-
-def test_silent_states_change_nothing(model: Model) -> None:
-    """A head whose states are zero gives the sums of its rows, through either implementation."""
-    zero = {**model.tensors, "search.states.q": np.zeros_like(model.tensors["search.states.q"])}
-    quiet = Model(model.id, model.config, model.tokenizer, zero)
-    assert quiet.vectors.silent and quiet.search.silent
-    texts = passages()[:3]
-    found = Codec(quiet).vectors(texts)
-    tokens = quiet.tokenizer.encode([t.encode() for t in texts])
-    assert "vae" not in quiet.__dict__
-    segment = quiet.config.segment * quiet.config.patch
-    for tokens_of_one, vector in zip(tokens, found, strict=True):
-        cut = range(0, len(tokens_of_one), segment)
-        total = sum(quiet.rows.sums(tokens_of_one[lo : lo + segment]) for lo in cut)
-        assert np.array_equal(unit(np.asarray(total)[None])[0], vector)
-
-
-def test_both_decode_an_archive_s_blocks() -> None:
+@pytest.mark.parametrize("detail", [0, 1, 2])
+def test_both_decode_an_archive_s_blocks(detail: int) -> None:
     parts = [[t.encode() for t in passages()[:6]], [b"", b"\x00\xff" * 40, passages()[7].encode()]]
-    blocks = tiny_codec().encode_blocks(parts)
+    blocks = Codec(tiny_codec().model, detail=detail).encode_blocks(parts)
     one, other = (Codec(tiny_codec().model, implementation=name) for name in ("numpy", "torch"))
     assert one.decode_blocks(blocks) == other.decode_blocks(blocks) == parts
     assert one.read_gist(blocks) == other.read_gist(blocks)
@@ -174,33 +148,38 @@ def test_reading_loads_no_torch(tmp_path: Path) -> None:
     assert done.stdout == passages()[0].encode()
 
 
-@pytest.mark.parametrize("change", ["missing", "shape", "type", "stranger", "infinite", "classes"])
+@pytest.mark.parametrize(
+    "change", ["missing", "shape", "type", "stranger", "infinite", "classes", "limit", "no limit"]
+)
 def test_tensors_that_do_not_fit_are_refused(model: Model, tmp_path: Path, change: str) -> None:
     tensors = dict(model.tensors)
     if change == "missing":
-        del tensors["vae.exact.trust.q"]
+        del tensors["vae.coder.trust.q"]
     elif change == "shape":
-        tensors["vae.exact.trust.q"] = tensors["vae.exact.trust.q"][:, :-1].copy()
+        tensors["vae.coder.trust.q"] = tensors["vae.coder.trust.q"][:, :-1].copy()
     elif change == "type":
-        tensors["vae.exact.trust.q"] = tensors["vae.exact.trust.q"].astype(np.float32)
+        tensors["vae.coder.trust.q"] = tensors["vae.coder.trust.q"].astype(np.float32)
     elif change == "stranger":
-        tensors["vae.exact.more.q"] = tensors["vae.exact.trust.q"]
+        tensors["vae.coder.more.q"] = tensors["vae.coder.trust.q"]
     elif change == "infinite":
-        tensors["vae.exact.trust.scale"] = np.full_like(tensors["vae.exact.trust.scale"], np.inf)
+        tensors["vae.coder.trust.scale"] = np.full_like(tensors["vae.coder.trust.scale"], np.inf)
+    elif change == "limit":
+        tensors["vae.readout.limits"] = np.full_like(tensors["vae.readout.limits"], model.config.slots + 1)
+    elif change == "no limit":
+        tensors["vae.readout.limits"] = np.full_like(tensors["vae.readout.limits"], -1)
     else:
         tensors["vae.readout.class_of"] = np.full_like(tensors["vae.readout.class_of"], 1 << 20)
     from safetensors.numpy import save_file
 
     from colazip.pretrained import model_id
 
-    networks = (model.vae, model.search, model.prior)
     save_pretrained(
         tmp_path,
         config=model.config,
         tokenizer=model.tokenizer,
-        vae=networks[0],
-        search=networks[1],
-        prior=networks[2],
+        vae=model.vae,
+        search=random_rows(model.config),
+        prior=model.prior,
         card="",
         figures={},
     )

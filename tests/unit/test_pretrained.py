@@ -81,7 +81,10 @@ def test_a_dictionary_belongs_to_the_model(folder: Path) -> None:
         {"channels": 1 << 30},
         {"embedding": -1},
         {"nonsense": 1},
-        {"encoder": 5},
+        {"decoder": 5},
+        {"encoder": {"width": 32, "layers": 1, "heads": 2}},  # of an earlier release
+        {"details": 2},
+        {"details": 17},
         {"slots": True},
     ],
 )

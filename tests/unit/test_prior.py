@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from colazip.planes import PLANES, cell_width, coarse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +17,6 @@ from colazip.config import StackConfig
 from colazip.errors import UsageError
 from colazip.nn.dit import DiT, History, knowledge
 from colazip.nn.grid import LEVEL
-from colazip.planes import PLANES, cell_width, coarse
 from colazip.prior import Prior, integrate
 from colazip.sampling import Sampling
 from colazip.train.prior import PriorSchedule, draw_knowledge, flow_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colazip.nn.search_head import SearchHead
 
 from colazip.config import ModelConfig
 from colazip.errors import InputError
-from colazip.nn.search_head import SearchHead
 from colazip.tokenizer import Tokenizer
 from colazip.train.data import TokenStore
 from colazip.train.pairs import TextPairs
-from colazip.train.quantizer import balanced_rotation, decode, fit_codebook
-from colazip.train.search_rows import Bags, RowSchedule, choose, train_rows
+from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest
+from colazip.train.search_head import SearchSchedule, train_search_head
+from colazip.train.search_rows import Bags, RowSchedule, choose, first_rows, train_rows
 from colazip.train.teacher import PART, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.vectors import RowSums, assign_codes, pack_rows, unpack_rows
 from tests.tiny_model import passages
@@ -38,7 +40,7 @@ def teacher(texts: Sequence[str]) -> np.ndarray:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> TokenStore:
     folder = tmp_path_factory.mktemp("store")
-    return TokenStore.build(folder, iter(passages()), tiny_tokenizer, 64)
+    return TokenStore.build(folder, iter(passages()), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +123,6 @@ def test_rows_learn_and_go_on(
     tiny_config: ModelConfig,
     tmp_path: Path,
 ) -> None:
-    import dataclasses
-
     config = dataclasses.replace(tiny_config, vector=WIDTH, word_rows=WORDS)
     folder, lexicon = files
     pairs = read_pairs(folder, 200, 200 if taught else 0)
@@ -157,6 +157,8 @@ def test_codes_are_near_what_they_stand_for() -> None:
     turned = sample @ rotation.t()
     codebook = fit_codebook(turned, 4, seed=1).numpy()
     read = decode(assign_codes(turned.numpy(), codebook), codebook)
+    near = torch.nn.functional.normalize(nearest(turned[:50], torch.from_numpy(codebook)), dim=1)
+    assert np.allclose(near.numpy(), read[:50], atol=1e-5)
     assert np.allclose(np.linalg.norm(read, axis=1), 1.0, atol=1e-5)
     assert (read * turned.numpy()).sum(1).mean() > 0.9
 
@@ -167,3 +169,43 @@ def test_a_shipped_head_has_no_rows_to_train(tiny_config: ModelConfig) -> None:
     head.freeze(torch.zeros(512, 16, dtype=torch.int8), torch.ones(512, 1))
     with pytest.raises(ValueError, match="packed"):
         _ = head.trainable
+
+
+@pytest.mark.parametrize("joint", [0, 4])
+def test_the_last_stage_gives_a_head_with_codes(
+    joint: int, files: tuple[Path, Path], tiny_tokenizer: Tokenizer, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config, vector=WIDTH, word_rows=WORDS)
+    pairs = read_pairs(files[0], 200, 200)
+    rows = first_rows(config, read_lexicon(files[1], taught=True), pairs, RowSchedule(1))
+
+    def train(resume: bool) -> tuple[SearchHead, dict[str, float]]:
+        return train_search_head(
+            TextVAE(config),
+            SearchSchedule(
+                joint,
+                joint_pairs=8,
+                code_steps=3,
+                code_pairs=32,
+                quantizer_sample=200,
+                held_out=64,
+                save_every=2,
+            ),
+            rows=rows,
+            tokenizer=tiny_tokenizer,
+            train=pairs,
+            validation=pairs,
+            folder=tmp_path,
+            device=torch.device("cpu"),
+            resume=resume,
+        )
+
+    torch.manual_seed(5)
+    head, figures = train(False)
+    assert head.silent == (joint == 0)
+    assert figures["code_mrr"] > 0.1 and 0.5 < figures["quantizer_cosine"] <= 1.0
+    packed, scale = pack_rows(head.trainable.detach().numpy())
+    assert np.allclose(unpack_rows(packed, WIDTH) * scale, head.trainable.detach().numpy(), rtol=1e-5)
+    if joint:
+        torch.manual_seed(5)
+        assert train(True)[1] == figures

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from colazip.nn.search_head import SearchHead
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from colazip.lanes import Lanes, lay_out
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, Block
 from colazip.memory import recall
 from colazip.nn.dit import DiT
-from colazip.nn.search_head import SearchHead
 from colazip.nn.vae import TextVAE
 from colazip.presets import SMALL
 from colazip.pretrained import from_networks

@@ -7,25 +7,18 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from colazip.config import ModelConfig
 from colazip.memory import KINDS
 from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout, quantize_rows
-from colazip.nn.grid import cell_plane
-from colazip.nn.vae import (
-    LEVEL,
-    PLANE,
-    TextVAE,
-    TokenReadout,
-    cell_index,
-    coarse_plane,
-    real_tokens,
-    round_latents,
-    token_history,
-)
+from colazip.nn.grid import CLOSED
+from colazip.nn.vae import TextVAE, TokenReadout, real_tokens, token_history
 
 LANES, PATCHES = 4, 13
+DETAILS = range(3)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -46,14 +39,6 @@ def mask() -> Tensor:
     return torch.arange(PATCHES)[None] < lengths()[:, None]
 
 
-def random_coarse(config: ModelConfig) -> Tensor:
-    """[B, P, K * C] in -1..1."""
-    shape = (LANES, PATCHES, config.patch * config.channels)
-    coarse = torch.randint(-1, 2, shape, generator=seeded(3)).float()
-    coarse[:, 4] = 0  # an all-zero latent is not the start of a text
-    return coarse
-
-
 def random_tokens(config: ModelConfig) -> Tensor:
     """[B, P, K], padded with 0."""
     tokens = torch.randint(1, config.vocabulary, (LANES, PATCHES, config.patch), generator=seeded(4))
@@ -70,73 +55,42 @@ def random_guesses(config: ModelConfig, count: int) -> tuple[Tensor, Tensor]:
 # Step by step
 
 
-def test_latent_context_steps_equal_the_parallel_pass(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, coarse, each = tiny_vae.context, random_coarse(tiny_config), tiny_config.channels
-    expected = net(coarse, mask())
-    assert expected.shape == (LANES, PATCHES, tiny_config.patch, PLANE**each)
-    caches = net.stack.caches(LANES)
-    for i in range(PATCHES):
-        n = int((lengths() > i).sum())
-        context = net.step(coarse[:n, i - 1] if i else None, n, i, caches)
-        for token in range(tiny_config.patch):
-            # Lanes whose last patch ends here are no longer asked: what the others get may not change.
-            m = int((counts(tiny_config) > i * tiny_config.patch + token).sum())
-            got = net.step_logits(token, context[:m], coarse[:m, i, : token * each])
-            assert torch.equal(got, expected[:m, i, token])
-    assert expected.std() > 0.1
-
-
-def test_latent_context_sees_only_what_is_decoded(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, coarse, each = tiny_vae.context, random_coarse(tiny_config), tiny_config.channels
-    before = net(coarse, mask())
-    for token in range(tiny_config.patch):
-        for channel in range(each):
-            changed = coarse.clone()
-            at = token * each + channel
-            changed[:, 7, at] = 1 - changed[:, 7, at].abs()
-            after = net(changed, mask())
-            assert torch.equal(before[:, :7], after[:, :7])
-            # The cell itself is one symbol: none of its channels helps to code it.
-            assert torch.equal(before[:, 7, : token + 1], after[:, 7, : token + 1])
-            for later in range(token + 1, tiny_config.patch):
-                assert not torch.equal(before[:, 7, later], after[:, 7, later])
-            assert not torch.equal(before[0, 8:], after[0, 8:])
-
-
-def test_the_start_is_told_from_a_latent_of_zeros(tiny_vae: TextVAE) -> None:
-    net = tiny_vae.context
-    start = net.step(None, 1, 0, net.stack.caches(1))
-    zeros = net.step(torch.zeros(1, net.patch * net.channels), 1, 0, net.stack.caches(1))
-    assert not torch.equal(start, zeros)
-
-
-def test_fine_logits_are_the_row_of_the_coarse_cell(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, coarse = tiny_vae.refiner, random_coarse(tiny_config)
-    table = net(coarse, mask())
-    cells = PLANE**tiny_config.channels
-    assert table.shape == (LANES, PATCHES, tiny_config.patch, cells, cells)
-    fine = net.fine(coarse, mask())
-    index = cell_index(coarse, tiny_config.channels)
-    for lane, patch, token in np.ndindex(LANES, PATCHES, tiny_config.patch):
-        assert torch.equal(fine[lane, patch, token], table[lane, patch, token, index[lane, patch, token]])
-
-
-def test_exact_coder_steps_equal_the_parallel_pass(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    tokens = random_tokens(tiny_config)
-    embedded = tiny_vae.embed_patches(tokens)
-    levels = tiny_vae.encode(tokens, real_tokens(counts(tiny_config), tokens)).levels
-    features = tiny_vae.decoder(levels, mask())
-    net = tiny_vae.exact
-    expected = net.patches(features, embedded, mask())
+@pytest.mark.parametrize("detail", DETAILS)
+def test_coder_steps_equal_the_parallel_pass(
+    tiny_vae: TextVAE, tiny_config: ModelConfig, detail: int
+) -> None:
+    embedded = tiny_vae.embed_patches(random_tokens(tiny_config))
+    net = tiny_vae.coder
+    expected = net.patches(embedded, mask(), detail)
+    assert expected.shape == (LANES, PATCHES, tiny_config.patch, tiny_config.local_width)
     caches = net.stack.caches(LANES)
     for i in range(PATCHES):
         n = int((lengths() > i).sum())
         before = embedded[:n, i - 1] if i else torch.zeros_like(embedded[:n, 0])
-        assert torch.equal(net.step(features[:n, i], before, i, caches), expected[:n, i])
+        assert torch.equal(net.step(before, i, detail, caches), expected[:n, i])
+    assert expected.std() > 0.1
+
+
+def test_a_patch_depends_on_earlier_ones_only(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    tokens = random_tokens(tiny_config)
+    before = tiny_vae.coder.patches(tiny_vae.embed_patches(tokens), mask(), 0)
+    tokens[:, 6] = (tokens[:, 6] + 1) % tiny_config.vocabulary
+    after = tiny_vae.coder.patches(tiny_vae.embed_patches(tokens), mask(), 0)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.equal(before[0, 7:], after[0, 7:])
+
+
+def test_both_networks_are_told_the_detail(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    tokens = random_tokens(tiny_config)
+    real = real_tokens(counts(tiny_config), tokens)
+    embedded = tiny_vae.embed_patches(tokens)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert not torch.equal(*(tiny_vae.coder.patches(embedded, mask(), d) for d in (a, b)))
+        assert not torch.equal(*(tiny_vae.features(tokens, real, d) for d in (a, b)))
 
 
 def test_token_states_one_by_one(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, local, count = tiny_vae.exact, tiny_config.local_width, 50
+    net, local, count = tiny_vae.coder, tiny_config.local_width, 50
     slots = torch.randn(count, local, generator=seeded(5))
     history = torch.randint(0, tiny_config.vocabulary, (count, 3), generator=seeded(6))
     guess, kind = random_guesses(tiny_config, count)
@@ -153,21 +107,59 @@ def test_token_states_one_by_one(tiny_vae: TextVAE, tiny_config: ModelConfig) ->
         assert not torch.equal(net.tokens(slots, other, guess, kind, tiny_vae.embed), together)
 
 
-def test_an_exact_patch_depends_on_earlier_tokens_only(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+# The pass over the gist
+
+
+def test_the_decoder_sees_both_sides(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
     tokens = random_tokens(tiny_config)
-    features = torch.randn(LANES, PATCHES, tiny_config.decoder.width, generator=seeded(7))
-    before = tiny_vae.exact.patches(features, tiny_vae.embed_patches(tokens), mask())
-    tokens[:, 6] = (tokens[:, 6] + 1) % tiny_config.vocabulary
-    after = tiny_vae.exact.patches(features, tiny_vae.embed_patches(tokens), mask())
-    assert torch.equal(before[:, :7], after[:, :7])
-    assert not torch.equal(before[0, 7:], after[0, 7:])
+    real = real_tokens(counts(tiny_config), tokens)
+    before = tiny_vae.features(tokens, real, 0)
+    tokens[0, 6] = (tokens[0, 6] + 1) % tiny_config.vocabulary
+    after = tiny_vae.features(tokens, real, 0)
+    assert (before[0] != after[0]).any(-1).all()  # from every patch
+    assert torch.equal(before[1:], after[1:])
+
+
+def test_what_fills_the_last_patch_is_not_seen(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    tokens = random_tokens(tiny_config)
+    real = real_tokens(counts(tiny_config), tokens)
+    other = torch.where(real, tokens, tiny_config.vocabulary - 1)
+    assert not torch.equal(other[mask()], tokens[mask()])
+    assert torch.equal(*(tiny_vae.rare_logits(t, real, real, 2) for t in (tokens, other)))
+
+
+def test_open_tokens_are_read_one_by_one(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    tokens = tiny_vae.readout.named(random_tokens(tiny_config), 1)
+    real = real_tokens(counts(tiny_config), tokens)
+    together = tiny_vae.rare_logits(tokens, real, real, 1)
+    assert together.shape == (int(real.sum()), tiny_config.slots)
+    for i, at in enumerate(real.nonzero().tolist()):
+        where = torch.zeros_like(real)
+        where[tuple(at)] = True
+        assert torch.equal(tiny_vae.rare_logits(tokens, real, where, 1)[0], together[i])
+    assert tiny_vae.rare_logits(tokens, real, real & False, 1).shape == (0, tiny_config.slots)
+
+
+def test_a_token_s_neighbours_are_those_beside_it(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+    """Across the border of patches too, and nothing beyond both ends."""
+    tokens = random_tokens(tiny_config)[:1]
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    embedded = tiny_vae.embed_gist(tokens, real)
+    features = tiny_vae.decoder(embedded, real[..., 0], 0)
+    before = tiny_vae.decoder.read(features, embedded, real)
+    last = tokens.numel() - 1
+    for at in (0, 1, tiny_config.patch - 1, tiny_config.patch, last):
+        other = embedded.clone()
+        other.view(1, -1, tiny_config.embedding)[:, at] *= -1
+        changed = (tiny_vae.decoder.read(features, other, real) != before).any(-1)
+        assert changed.nonzero()[:, 0].tolist() == [i for i in (at - 1, at, at + 1) if 0 <= i <= last]
 
 
 # Guesses of the block memory
 
 
 def test_a_guess_and_its_kind_count_where_there_is_one(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, count = tiny_vae.exact, 60
+    net, count = tiny_vae.coder, 60
     slots = torch.randn(count, tiny_config.local_width, generator=seeded(5))
     history = torch.randint(0, tiny_config.vocabulary, (count, 3), generator=seeded(6))
     guess, kind = random_guesses(tiny_config, count)
@@ -183,10 +175,12 @@ def test_a_guess_and_its_kind_count_where_there_is_one(tiny_vae: TextVAE, tiny_c
     assert torch.equal(changed(guess, torch.where(there, kind % (KINDS - 1) + 1, kind)), there)
 
 
-def test_the_bonus_goes_to_the_guess_alone(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    net, readout, count = tiny_vae.exact, tiny_vae.readout, 60
+@pytest.mark.parametrize("detail", DETAILS)
+def test_the_bonus_goes_to_the_guess_alone(tiny_vae: TextVAE, tiny_config: ModelConfig, detail: int) -> None:
+    net, readout, count = tiny_vae.coder, tiny_vae.readout, 60
     states = torch.randn(count, tiny_config.local_width, generator=seeded(11))
     guess, kind = random_guesses(tiny_config, count)
+    guess = readout.named(guess, detail)
     guessed = net.weigh(states, guess, kind)
     there = kind > 0
     assert torch.equal(guessed.bonus.any(1), there)
@@ -198,43 +192,44 @@ def test_the_bonus_goes_to_the_guess_alone(tiny_vae: TextVAE, tiny_config: Model
     expected[rows, classes] += guessed.bonus[:, 0]
     assert torch.equal(readout.class_logits(states, guessed), expected)
 
-    expected = readout.slot_logits(states, classes)
+    expected = readout.gist_logits(states, classes, detail)
     expected[rows, readout.slot_of[guess]] += guessed.bonus[:, 1]
-    assert torch.equal(readout.slot_logits(states, classes, guessed), expected)
+    assert torch.equal(readout.gist_logits(states, classes, detail, guessed), expected)
     elsewhere = (classes + 1) % tiny_config.classes  # another class came: the guess says nothing of its slots
-    plain = readout.slot_logits(states, elsewhere)
-    assert torch.equal(readout.slot_logits(states, elsewhere, guessed), plain)
+    plain = readout.gist_logits(states, elsewhere, detail)
+    assert torch.equal(readout.gist_logits(states, elsewhere, detail, guessed), plain)
 
 
 # Batches and padding: what any lane gets must not depend on its neighbours
 
 
-def test_lanes_alone_and_unpadded_get_the_same(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
+@pytest.mark.parametrize("detail", DETAILS)
+def test_lanes_alone_and_unpadded_get_the_same(
+    tiny_vae: TextVAE, tiny_config: ModelConfig, detail: int
+) -> None:
     tokens, count = random_tokens(tiny_config), counts(tiny_config)
-    together = everything(tiny_vae, tokens, count)
+    together = everything(tiny_vae, tokens, count, detail)
     for lane, length in enumerate(lengths().tolist()):
-        alone = everything(tiny_vae, tokens[lane : lane + 1, :length], count[lane : lane + 1])
+        alone = everything(tiny_vae, tokens[lane : lane + 1, :length], count[lane : lane + 1], detail)
+        real = real_tokens(count, tokens)[lane, :length]
         for name, value in together.items():
-            assert torch.equal(value[lane, :length], alone[name][0]), name
+            mine, theirs = value[lane, :length], alone[name][0]
+            if mine.ndim == 3:  # of tokens; what stands for padding is nobody's business
+                mine, theirs = mine[real], theirs[real]
+            assert torch.equal(mine, theirs), name
 
 
-def everything(vae: TextVAE, tokens: Tensor, count: Tensor) -> dict[str, Tensor]:
-    """Outputs of every network, [B, P, ...] each. tokens [B, P, K], count [B]."""
+def everything(vae: TextVAE, tokens: Tensor, count: Tensor, detail: int) -> dict[str, Tensor]:
+    """Outputs of both networks, [B, P, ...] each. tokens [B, P, K], count [B]."""
     real = real_tokens(count, tokens)
-    valid = real[..., 0]
-    levels, hidden = vae.encode(tokens, real)
-    coarse = coarse_plane(levels)
-    features = vae.decoder(levels, valid)
-    states = vae.exact.patches(features, vae.embed_patches(tokens), valid)
+    gist = vae.readout.named(tokens, detail)
+    embedded = vae.embed_gist(gist, real)
+    features = vae.decoder(embedded, real[..., 0], detail)
+    states = vae.decoder.read(features, embedded, torch.ones_like(real))
     return {
-        "levels": levels,
-        "hidden": hidden,
-        "context": vae.context(coarse, valid),
-        "refiner": vae.refiner(coarse, valid),
-        "fine": vae.refiner.fine(coarse, valid),
+        "patches": vae.coder.patches(vae.embed_patches(gist), real[..., 0], detail),
         "features": features,
-        "gist": vae.decoder.read(features.flatten(0, 1)).unflatten(0, features.shape[:2]),
-        "exact": states,
+        "states": states.view(*real.shape, -1),
     }
 
 
@@ -245,21 +240,21 @@ def test_shipped_equals_trained(tiny_vae: TextVAE, tiny_config: ModelConfig) -> 
             q, scale = quantize_rows(module.weight.detach())
             module.freeze(q.to(torch.int8), scale)
     tokens, count = random_tokens(tiny_config), counts(tiny_config)
-    mine, theirs = everything(tiny_vae, tokens, count), everything(shipped, tokens, count)
+    mine, theirs = (everything(vae, tokens, count, 1) for vae in (tiny_vae, shipped))
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
         assert torch.isfinite(value).all()
-    states = mine["gist"].flatten(0, 2)
-    assert torch.equal(tiny_vae.readout.best(states), shipped.readout.best(states))
+    states = mine["states"].flatten(0, 2)
     guess, kind = random_guesses(tiny_config, len(states))
     history = token_history(tokens.flatten(1)).flatten(0, 1)
     classes = tiny_vae.readout.class_of[tokens.flatten()]
     logits = []
     for vae in (tiny_vae, shipped):
-        found = vae.exact.tokens(states, history, guess, kind, vae.embed)
-        guessed = vae.exact.weigh(found, guess, kind)
-        inner = vae.readout.slot_logits(found, classes, guessed)
-        logits.append((found, guessed.bonus, vae.readout.class_logits(found, guessed), inner))
+        found = vae.coder.tokens(states, history, guess, kind, vae.embed)
+        guessed = vae.coder.weigh(found, guess, kind)
+        inner = vae.readout.gist_logits(found, classes, 1, guessed)
+        rare = vae.readout.rare_logits(states, classes, 1)
+        logits.append((found, guessed.bonus, vae.readout.class_logits(found, guessed), inner, rare))
     assert all(torch.equal(a, b) and a.any() for a, b in zip(*logits, strict=True))
 
 
@@ -269,75 +264,13 @@ def test_zero_projections_were_randomized(tiny_vae: TextVAE) -> None:
         assert parameter.any(), name
 
 
-# Latents
-
-
-def test_levels_are_integers_in_range(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    tokens = random_tokens(tiny_config)
-    levels = tiny_vae.encode(tokens, real_tokens(counts(tiny_config), tokens)).levels
-    assert levels.shape == (LANES, PATCHES, tiny_config.patch * tiny_config.channels)
-    assert torch.equal(levels, levels.round())
-    assert levels.abs().max() <= LEVEL
-    assert len(levels.unique()) >= 5
-
-
-def test_tokens_that_pad_have_no_latent(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    tokens = random_tokens(tiny_config)
-    real = real_tokens(counts(tiny_config), tokens)
-    levels = tiny_vae.encode(tokens, real).levels.unflatten(-1, (tiny_config.patch, -1))
-    assert not levels[~real].any()
-    assert levels[real].any(-1).float().mean() > 0.5
+# Tokens
 
 
 def test_which_tokens_are_real() -> None:
     tokens = torch.zeros(4, 2, 3)
     expected = [[0] * 6, [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1] * 6]
     assert real_tokens(torch.tensor([0, 1, 4, 6]), tokens).flatten(1).int().tolist() == expected
-
-
-def test_a_token_stands_at_its_place_until_its_surroundings_move_it(tiny_config: ModelConfig) -> None:
-    vae = TextVAE(tiny_config).eval()  # as it starts: what moves a latent is zero
-    places = torch.randint(-LEVEL, LEVEL + 1, (tiny_config.vocabulary, tiny_config.channels))
-    vae.encoder.set_places(places.float())
-    tokens = random_tokens(tiny_config)
-    real = real_tokens(counts(tiny_config), tokens)
-    with torch.no_grad():
-        levels = vae.encode(tokens, real).levels.unflatten(-1, (tiny_config.patch, -1))
-    assert torch.equal(levels[real], places[tokens[real]].float())
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_cells_are_numbers_of_their_planes(channels: int) -> None:
-    """All planes of two tokens and back; the first channel is the leading digit."""
-    values = torch.tensor([-1.0, 0.0, 1.0])
-    planes = torch.cartesian_prod(*[values] * (2 * channels))
-    index = cell_index(planes, channels)
-    assert index.shape == (9**channels, 2) and index.dtype == torch.int64
-    back = cell_plane(index.numpy(), channels).reshape(planes.shape)
-    assert np.array_equal(back, planes.numpy())
-    size = PLANE**channels
-    assert (index[:, 0] * size + index[:, 1]).tolist() == list(range(size * size))
-    batched = planes.view(3, -1, 2 * channels)
-    assert torch.equal(cell_index(batched, channels), index.view(3, -1, 2))
-
-
-def test_levels_split_into_two_planes_of_three() -> None:
-    levels = torch.arange(-LEVEL, LEVEL + 1.0)
-    coarse = coarse_plane(levels)
-    fine = levels - 3 * coarse
-    assert coarse.tolist() == [-1, -1, -1, 0, 0, 0, 1, 1, 1]
-    assert fine.tolist() == [-1, 0, 1] * 3
-
-
-def test_rounded_latents_pass_the_gradient_on() -> None:
-    u = torch.tensor([-4.49, -0.4, 0.6, 4.49], requires_grad=True)
-    levels = round_latents(u)
-    assert levels.tolist() == [-4, 0, 1, 4]
-    levels.sum().backward()
-    assert u.grad is not None and u.grad.tolist() == [1, 1, 1, 1]
-
-
-# Tokens
 
 
 def test_token_history() -> None:
@@ -347,38 +280,70 @@ def test_token_history() -> None:
 
 @pytest.mark.parametrize("seed", [None, 1, 2])
 def test_class_tables_are_a_bijection(tiny_config: ModelConfig, seed: int | None) -> None:
-    readout = TokenReadout(tiny_config)
-    vocabulary = torch.arange(tiny_config.vocabulary)
-    class_of = vocabulary // tiny_config.slots
+    readout, vocabulary = TokenReadout(tiny_config), torch.arange(tiny_config.vocabulary)
+    rows = vocabulary.view(tiny_config.classes, tiny_config.slots)
     if seed is not None:
-        class_of = torch.randperm(tiny_config.vocabulary, generator=seeded(seed)) % tiny_config.classes
-        readout.set_classes(class_of)
-    assert torch.equal(readout.class_of, class_of)
+        rows = torch.randperm(tiny_config.vocabulary, generator=seeded(seed)).view(rows.shape)
+        readout.set_classes(rows, torch.zeros_like(readout.limits))
+    assert torch.equal(readout.token_of, rows)
     assert torch.equal(readout.token_of[readout.class_of, readout.slot_of], vocabulary)
-    assert torch.equal(readout.token_of.flatten().sort().values, vocabulary)
-    rows = readout.token_of
-    assert torch.equal(rows, rows.sort(1).values)  # slots follow token order
-    assert {t.dtype for t in (readout.class_of, readout.slot_of, rows)} == {torch.int64}
+    assert {t.dtype for t in (readout.class_of, readout.slot_of, readout.limits)} == {torch.int64}
 
 
-def log_probabilities(readout: TokenReadout, states: Tensor, config: ModelConfig) -> np.ndarray:
-    """log2 p of every token, float64 [N, V], one class after the other."""
-    logits = readout.classes(states).double()
-    first = torch.log_softmax(logits * np.log(2), -1) / np.log(2)
-    table = torch.empty(len(states), config.vocabulary, dtype=torch.float64)
-    for c in range(config.classes):
-        inner = readout.slots(states, torch.full((len(states),), c)).double()
-        second = torch.log_softmax(inner * np.log(2), -1) / np.log(2)
-        table[:, readout.token_of[c]] = first[:, c : c + 1] + second
-    return table.numpy()
+# Named and open tokens
 
 
-def test_best_token_is_the_likeliest(tiny_vae: TextVAE, tiny_config: ModelConfig) -> None:
-    states = torch.randn(200, tiny_config.local_width, generator=seeded(8))
-    table = log_probabilities(tiny_vae.readout, states, tiny_config)
-    assert np.allclose((2.0**table).sum(1), 1)
-    best = tiny_vae.readout.best(states, beam=tiny_config.classes).numpy()
-    assert np.allclose(table[np.arange(200), best], table.max(1), atol=1e-4)
-    # A beam wider than there are classes is no error, a narrow one may miss some.
-    assert np.array_equal(tiny_vae.readout.best(states, beam=1000).numpy(), best)
-    assert (tiny_vae.readout.best(states).numpy() == best).mean() > 0.5
+def readout_of(config: ModelConfig, seed: int) -> TokenReadout:
+    """Tokens in any order; limits from no slot to all, fewer with less detail."""
+    readout = TokenReadout(config)
+    limits = torch.randint(0, config.slots + 1, (config.details, config.classes), generator=seeded(seed))
+    limits[:, 0], limits[:, 1], limits[:, 2] = config.slots, config.slots - 1, 0
+    order = torch.randperm(config.vocabulary, generator=seeded(seed + 1))
+    readout.set_classes(order.view(config.classes, config.slots), limits.sort(0, descending=True).values)
+    return readout
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(DETAILS))
+def test_what_stands_for_a_token(tiny_config: ModelConfig, seed: int, detail: int) -> None:
+    """Written down a second time, token by token."""
+    readout = readout_of(tiny_config, seed)
+    tokens = torch.arange(tiny_config.vocabulary)
+    named, is_open = readout.named(tokens, detail), readout.is_open(tokens, detail)
+    for row, limit in zip(readout.token_of.tolist(), readout.limits[detail].tolist(), strict=True):
+        rarer = row[limit:]
+        for token in row[:limit]:
+            assert int(named[token]) == token and not is_open[token]
+        for token in rarer:
+            assert int(named[token]) == rarer[0]
+        if rarer:  # a single rarer token is known by its class and what it is not
+            assert bool(is_open[rarer[0]]) == (len(rarer) > 1)
+    assert torch.equal(readout.named(named, detail), named)
+    assert torch.equal(readout.class_of[named], readout.class_of)
+    classes = torch.arange(tiny_config.classes)
+    assert torch.equal(readout.has_slots(classes, detail), readout.limits[detail] > 0)
+    for less in range(detail, tiny_config.details):  # a gist holds all that one of less detail does
+        assert torch.equal(readout.named(named, less), readout.named(tokens, less))
+        assert readout.is_open(readout.named(tokens, less), less)[is_open[named]].all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(DETAILS))
+def test_gist_and_exact_layer_share_the_slots(tiny_config: ModelConfig, seed: int, detail: int) -> None:
+    """What the gist can say is open to it and nothing else; what it leaves open, to the exact layer."""
+    readout = readout_of(tiny_config, seed)
+    tokens = torch.arange(tiny_config.vocabulary)
+    states = torch.randn(len(tokens), tiny_config.local_width, generator=seeded(8))
+    classes, slots = readout.class_of, readout.slot_of[:, None]
+    named = readout.named(tokens, detail)
+    said = readout.gist_logits(states, classes, detail) != CLOSED
+    assert said.gather(1, readout.slot_of[named][:, None]).all()
+    rare = readout.rare_logits(states, classes, detail) != CLOSED
+    assert torch.equal(rare.gather(1, slots)[:, 0], slots[:, 0] >= readout.limits[detail][classes])
+    some = readout.limits[detail] < tiny_config.slots
+    both = (said & rare).sum(1)
+    assert torch.equal(both, some[classes].long())  # the slot that stands for the rarer ones
+    assert (said | rare).all()
+    # In bits: a slot that is closed takes nothing worth mentioning from those that are not.
+    shares = torch.softmax(readout.rare_logits(states, classes, detail).double() * np.log(2), 1)
+    assert (shares * rare).sum(1)[some[classes]].sub(1).abs().max() < 1e-9

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from colazip.planes import PLANES
 
 from colazip.errors import UsageError
 from colazip.layers import Block
-from colazip.planes import PLANES
 from colazip.sampling import Sampling
 from colazip.variations import (
     choose_missing,
