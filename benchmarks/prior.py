@@ -19,7 +19,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from colazip.planes import PLANES, cell_width, coarse
 
 from benchmarks.command import note, run_command
 from benchmarks.corpus import evenly_spaced, read_corpus
