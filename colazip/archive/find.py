@@ -10,7 +10,7 @@ import numpy as np
 
 from colazip.archive.filters import passing
 from colazip.archive.record import Hit
-from colazip.archive.snippets import Passage, read_passages
+from colazip.archive.snippets import Passage, read_matches, read_passages
 from colazip.errors import UsageError
 from colazip.fusion import depth, fuse
 from colazip.layers import SEARCH
@@ -30,7 +30,7 @@ _FIRST_FETCH, _FETCH_EACH = 64, 4
 class Found:
     """Records and the passage of each that matched best, best record first: all arrays [n].
 
-    positions: of the passage's code in the index; -1 where the part as a whole was found, by its words.
+    positions: of the passage's code in the index; -1 where a part was found by its words.
     parts: counted over the archive. scores: what the score was made of, by name; NaN where a side has none.
     """
 
@@ -53,7 +53,7 @@ def find(
     if not query.strip() or not len(archive) or (allowed is not None and not allowed.any()):
         return []
     found = _BY_MODE[mode](archive, query, k, allowed, group)
-    passages = _passages(archive, found) if snippets else [Passage("", "", None)] * len(found.parts)
+    passages = _passages(archive, found, query) if snippets else [Passage("", "", None)] * len(found.parts)
     hits = []
     for at, (record, passage) in enumerate(zip(map(int, found.records), passages, strict=True)):
         scores = {
@@ -64,7 +64,8 @@ def find(
 
 
 def choose_mode(archive: Archive, mode: str | None, group: bool) -> str:
-    """The mode to search in: None is hybrid where the archive has an index of its words, else semantic.
+    """The mode to search in: None is hybrid where the archive has an index of its words (lexical where there
+    are no codes, or nothing to embed the query with), else semantic.
 
     Raises UsageError for no mode, MissingLayerError or SearchIndexError where it can't be searched so.
     """
@@ -77,7 +78,8 @@ def choose_mode(archive: Archive, mode: str | None, group: bool) -> str:
     elif mode is None:
         sidecar = archive._sidecar()
         has_words = sidecar is not None and sidecar.has_words
-        mode = (HYBRID if SEARCH in archive.layers else LEXICAL) if has_words else SEMANTIC
+        by_meaning = SEARCH in archive.layers and archive._embeds_queries
+        mode = (HYBRID if by_meaning else LEXICAL) if has_words else SEMANTIC
     elif mode != SEMANTIC:
         archive._words()
     if mode != LEXICAL:
@@ -136,13 +138,15 @@ def _hybrid(archive: Archive, query: str, k: int, allowed: np.ndarray | None, gr
     return Found(records[order], places[order], best_parts[order], score[order], found)
 
 
-def _passages(archive: Archive, found: Found) -> list[Passage]:
-    """What each hit shows: the passage of its code, or the part that its words are in."""
+def _passages(archive: Archive, found: Found, query: str) -> list[Passage]:
+    """What each hit shows: the passage of its code, or of the part that was found by its words the one with
+    most of them."""
     shown = [Passage("", "", None)] * len(found.parts)
-    whole, coded = np.flatnonzero(found.positions < 0), np.flatnonzero(found.positions >= 0)
-    if len(whole):
-        parts, at = np.unique(found.parts[whole], return_inverse=True)  # as if each had one passage
-        for rank, passage in zip(whole, read_passages(archive, parts, at.tolist()), strict=True):
+    worded, coded = np.flatnonzero(found.positions < 0), np.flatnonzero(found.positions >= 0)
+    if len(worded):
+        for rank, passage in zip(
+            worded, read_matches(archive, found.parts[worded].tolist(), query), strict=True
+        ):
             shown[rank] = passage
     if len(coded):
         _, parts = archive._index()

@@ -50,10 +50,10 @@ class Archive:
 
     path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
     package, loaded when a call first needs it. embedder: what embeds queries of an archive that was packed
-    with one; all but `search` works without. Raises InputError if the file can't be read, FormatError if
-    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` or
-    `embedder` isn't the one it was written with. Every method raises FormatError on damage, and never returns
-    other text.
+    with one; all but search by meaning works without. Raises InputError if the file can't be read,
+    FormatError if it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if
+    `codec` or `embedder` isn't the one it was written with. Every method raises FormatError on damage, and
+    never returns other text.
     """
 
     def __init__(
@@ -247,17 +247,18 @@ class Archive:
         """The k records that answer `query` best, best first; none for a blank query.
 
         mode: `semantic` ranks by nearness in meaning, `lexical` by words in common (BM25), `hybrid` by both;
-        the latter two need the index that `build_index` makes. None is hybrid where that index is, else
-        semantic. where: only records whose metadata pass, e.g. `year >= 2020 and lang = 'en'`
-        (colazip/where.py has the grammar); k of those are found where k exist. snippets: False spares the
-        decoding of the hits' text.
+        the latter two need the index that `build_index` makes. None is hybrid where that index is (lexical
+        without a layer search or the embedder that the archive was packed with), else semantic. where: only
+        records whose metadata pass, e.g. `year >= 2020 and lang = 'en'` (colazip/where.py has the grammar); k
+        of those are found where k exist. snippets: False spares the decoding of the hits' text.
 
-        A long record has a vector a passage, ranks by its best one, and shows that; with group false hits are
-        the k passages nearest in meaning, several of one record perhaps. Records that are no text to the
-        model (binary, scripts it never saw) have no vector and are not found by meaning. The first semantic
-        search reads the codes, which stay in memory with 8 bytes a passage. Raises UsageError for a wrong
-        mode or filter, SearchIndexError if the index is missing, stale or damaged; `semantic` goes past a bad
-        index.
+        A long record has a vector a passage, ranks by its best one, and shows that; a hit whose words are in
+        another part of the record than that shows the passage there with most of them, as does one found by
+        words alone. With group false hits are the k passages nearest in meaning, several of one record
+        perhaps. Records that are no text to the model (binary, scripts it never saw) have no vector and are
+        not found by meaning. The first semantic search reads the codes, which stay in memory with 8 bytes a
+        passage. Raises UsageError for a wrong mode or filter, SearchIndexError if the index is missing, stale
+        or damaged; `semantic` goes past a bad index.
         """
         from colazip.archive.find import find
 
@@ -575,6 +576,11 @@ class Archive:
                 + ("open it without an embedder" if known is None else "open it with that embedder")
             )
         return embedder
+
+    @property
+    def _embeds_queries(self) -> bool:
+        """False for an archive of an embedder's vectors that was opened without it."""
+        return self.manifest.embedder is None or self._embedder is not None
 
     def _search_codec(self) -> SearchCodec:
         """Whose vectors the search codes stand for: the model, or the embedder that took its place."""
