@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from colazip.planes import PLANES, cell_width, coarse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,12 +15,12 @@ from torch import Tensor
 from colazip.config import StackConfig
 from colazip.errors import UsageError
 from colazip.nn.dit import DiT, History, knowledge
-from colazip.nn.grid import LEVEL
 from colazip.prior import Prior, integrate
 from colazip.sampling import Sampling
 from colazip.train.prior import PriorSchedule, draw_knowledge, flow_loss
 
 QUICK = Sampling(steps=2)
+LEVEL = 4  # whole numbers within +-LEVEL are what some priors here are over
 
 
 @lru_cache(maxsize=1)
@@ -53,7 +52,8 @@ def wave_prior() -> Prior:
     for step in range(schedule.steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / schedule.steps)
         batch = rows[torch.randint(len(rows), (48,))]
-        flow_loss(network, batch, valid, schedule, cells=(1.0,)).backward()
+        cells = batch.round(), torch.full_like(batch, 0.5)
+        flow_loss(network, batch, valid, schedule, [cells]).backward()
         optimizer.step()
         optimizer.zero_grad()
     return Prior(network.requires_grad_(False))
@@ -113,12 +113,29 @@ def test_knowledge_of_nothing_is_nothing() -> None:
 def test_what_training_tells() -> None:
     torch.manual_seed(0)
     vectors = torch.randint(-4, 5, (400, 10, 2)).float()
-    centre, reach = draw_knowledge(vectors, 0.5, (3.0,))
+    cells = (vectors + 0.5, torch.full_like(vectors, 1.5)), (vectors - 0.5, torch.full_like(vectors, 2.5))
+    centre, reach = draw_knowledge(vectors, 0.5, cells)
     assert ((vectors - centre).abs()[reach.isfinite()] <= reach[reach.isfinite()]).all()
     told = reach.isfinite().any(2).any(1).float().mean()
     assert 0.4 < told < 0.55
-    assert {0.0, 1.5, float("inf")} == set(reach.unique().tolist())
+    assert {0.0, 1.5, 2.5, float("inf")} == set(reach.unique().tolist())
+    for row in reach:  # one way of knowing a sequence
+        assert len(set(row[row.isfinite()].tolist())) <= 1
     assert draw_knowledge(vectors, 0.0, ())[1].isinf().all()
+
+
+def test_what_is_known_is_no_part_of_the_loss() -> None:
+    """Cells without extent tell everything: nothing is left to learn from."""
+    vectors, valid = torch.randn(200, 9, 8), torch.ones(200, 9, dtype=torch.bool)
+    schedule = PriorSchedule(1, informed=1.0)
+    torch.manual_seed(0)
+    sure = [(vectors, torch.zeros_like(vectors))] * 50
+    told = float(flow_loss(random_network(), vectors, valid, schedule, sure))
+    torch.manual_seed(0)
+    assert draw_knowledge(vectors, 1.0, sure)[1].isinf().float().mean() < 0.5
+    assert np.isfinite(told) and told > 0
+    nothing = torch.zeros(200, 9, dtype=torch.bool)
+    assert float(flow_loss(random_network(), vectors, nothing, schedule, sure)) == 0.0
 
 
 # -- solvers
@@ -178,7 +195,7 @@ def test_the_sample_stays_inside_its_cell_at_every_step(solver: str) -> None:
     network = Watched()
     rng = np.random.default_rng(0)
     levels = rng.integers(-LEVEL, LEVEL + 1, (6, 8)).astype(np.float32)
-    centre = coarse(levels, 1)
+    centre = np.round(levels / 3) * 3
     options = Sampling(4, solver)
     (drawn,) = Prior(network, grid=LEVEL).denoise([centre], 1.5, options)
     assert (np.abs(drawn - centre) <= 1.0).all() and (np.abs(drawn) <= LEVEL).all()
@@ -301,11 +318,3 @@ def test_wrong_calls() -> None:
         with pytest.raises(UsageError):
             call()
 
-
-def test_planes() -> None:
-    levels = np.arange(-4, 5, dtype=np.float32)
-    assert coarse(levels, 1).tolist() == [-3, -3, -3, 0, 0, 0, 3, 3, 3]
-    assert np.array_equal(coarse(levels, PLANES), levels)
-    assert (cell_width(1), cell_width(PLANES)) == (3, 1)
-    with pytest.raises(UsageError):
-        cell_width(PLANES + 1)

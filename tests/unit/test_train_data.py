@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colazip.nn.search_head import SearchHead
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,22 +33,29 @@ from colazip.train import data as train_data
 from colazip.train.data import (
     Batch,
     TokenStore,
+    Vocabulary,
     batches,
     cluster_tokens,
     company,
     gather,
-    latent_places,
     read_texts,
 )
+from colazip.vectors import SearchRows
 from tests.plain_codec import PlainCodec
 from tests.tiny_model import passages
 
 LANE = 1024  # tokens
+NAMED = (np.arange(512) // 3 * 3).astype(np.uint16)  # what stands for each token in a gist
 
 
 @pytest.fixture(scope="module")
 def store(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    return TokenStore.build(tmp_path_factory.mktemp("store"), iter(passages()), tiny_tokenizer, LANE)
+    folder = tmp_path_factory.mktemp("store")
+    return guessed(TokenStore.build(folder, iter(passages()), tiny_tokenizer), folder, tiny_tokenizer, NAMED)
+
+
+def guessed(store: TokenStore, folder: Path, tokenizer: Tokenizer, named: np.ndarray) -> TokenStore:
+    return store.guessed(folder, tokenizer.lengths, LANE, named)
 
 
 # Reading
@@ -149,27 +156,27 @@ def test_records_are_tokenized_one_after_the_other(store: TokenStore, tiny_token
 def test_a_finished_store_is_opened_and_an_unfinished_one_built(
     tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    first = TokenStore.build(tmp_path / "store", iter(["one two", "three"]), tiny_tokenizer, LANE)
+    first = TokenStore.build(tmp_path / "store", iter(["one two", "three"]), tiny_tokenizer)
 
     def never() -> Iterator[str]:
         raise AssertionError("read again")
         yield
 
-    again = TokenStore.build(tmp_path / "store", never(), tiny_tokenizer, LANE)
+    again = TokenStore.build(tmp_path / "store", never(), tiny_tokenizer)
     assert again.tokens.tolist() == first.tokens.tolist() and again.ends.tolist() == first.ends.tolist()
     (tmp_path / "store" / "meta.json").unlink()  # written last: a killed build lacks it
-    other = TokenStore.build(tmp_path / "store", iter(["four"]), tiny_tokenizer, LANE)
+    other = TokenStore.build(tmp_path / "store", iter(["four"]), tiny_tokenizer)
     assert tiny_tokenizer.decode(other.tokens.tolist()) == b"four"
 
 
 def test_lone_surrogates_are_kept(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    made = TokenStore.build(tmp_path, iter(["a\ud800b"]), tiny_tokenizer, LANE)
+    made = TokenStore.build(tmp_path, iter(["a\ud800b"]), tiny_tokenizer)
     assert tiny_tokenizer.decode(made.tokens.tolist()) == b"a\xed\xa0\x80b"
 
 
 def test_no_text_is_an_input_error(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no text"):
-        TokenStore.build(tmp_path, iter([]), tiny_tokenizer, LANE)
+        TokenStore.build(tmp_path, iter([]), tiny_tokenizer)
 
 
 @pytest.mark.parametrize("name", ["meta.json", "ends.npy", "tokens.bin", "guess.bin", "kind.bin"])
@@ -177,7 +184,8 @@ def test_no_text_is_an_input_error(tiny_tokenizer: Tokenizer, tmp_path: Path) ->
 def test_a_damaged_store_is_an_input_error(
     tiny_tokenizer: Tokenizer, tmp_path: Path, name: str, data: bytes
 ) -> None:
-    TokenStore.build(tmp_path, iter(["one two", "three"]), tiny_tokenizer, LANE)
+    made = TokenStore.build(tmp_path, iter(["one two", "three"]), tiny_tokenizer)
+    guessed(made, tmp_path, tiny_tokenizer, NAMED)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=r"[Dd]elete"):
         TokenStore.open(tmp_path)
@@ -232,12 +240,14 @@ def test_guesses_are_those_of_the_blocks_that_a_writer_fills(
     table = np.zeros((len(lanes), lanes.count.max()), np.int64)
     for row in range(len(lanes)):
         part = coded[lanes.block[row]][lanes.part[row]]
-        table[row, : lanes.count[row]] = part[lanes.start[row] :][: lanes.count[row]]
+        table[row, : lanes.count[row]] = NAMED[part[lanes.start[row] :][: lanes.count[row]]]
     expected = in_order(lanes, *recall(table, lanes.block, lanes.count))
-    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer, LANE)
-    assert stored(made) == expected
+    plain = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
+    assert not plain.kind.any() and not plain.guess.any()
+    made = guessed(plain, tmp_path / "store", tiny_tokenizer, NAMED)
+    assert stored(TokenStore.open(tmp_path / "store")) == stored(made) == expected
     assert (made.guess.dtype, made.kind.dtype) == (np.uint16, np.uint8)
-    assert np.mean(made.kind > 0) > 0.5 and np.mean(made.guess == made.tokens) > 0.1
+    assert np.mean(made.kind > 0) > 0.5 and np.mean(made.guess == NAMED[made.tokens]) > 0.1
 
 
 def test_guesses_are_those_the_codec_codes_with(
@@ -248,7 +258,11 @@ def test_guesses_are_those_the_codec_codes_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(tiny_config, segment=256)
-    codec = Codec(from_networks(config, tiny_tokenizer, tiny_vae, SearchHead(config), DiT.for_text(config)))
+    rows = SearchRows(
+        np.ones((config.vocabulary + config.word_rows, config.vector), np.float32),
+        np.zeros((config.code_bytes, 256, config.vector // config.code_bytes), np.float32),
+    )
+    codec = Codec(from_networks(config, tiny_tokenizer, tiny_vae, rows, DiT.for_text(config)))
     calls = []
 
     def listening(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -261,14 +275,17 @@ def test_guesses_are_those_the_codec_codes_with(
     codec.encode_blocks([parts], (GIST, EXACT))
     lanes = lay_out([[len(t) for t in tiny_tokenizer.encode(parts)]], 1024, 4)
     assert lanes.count.max() == 1024
-    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer, LANE)
+    made = TokenStore.build(tmp_path / "store", iter(texts), tiny_tokenizer)
+    named = codec.model.cells.named(np.arange(config.vocabulary), 0).astype(np.uint16)
+    made = guessed(made, tmp_path / "store", tiny_tokenizer, named)
     assert stored(made) == in_order(lanes, *calls[0])
 
 
 def test_a_text_longer_than_a_block_is_several_parts(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Each starts a memory of its own: nothing is known at a block's first tokens."""
     text = "0123456789abcdef" * (3 * BLOCK_BYTES // 16)
-    made = TokenStore.build(tmp_path, iter([text]), tiny_tokenizer, LANE)
+    made = TokenStore.build(tmp_path, iter([text]), tiny_tokenizer)
+    made = guessed(made, tmp_path, tiny_tokenizer, NAMED)
     assert len(made.guess) == len(made.kind) == len(made.tokens)
     ends = np.cumsum(tiny_tokenizer.lengths[np.asarray(made.tokens)])
     starts = [0, *(np.searchsorted(ends, [BLOCK_BYTES, 2 * BLOCK_BYTES], side="right")).tolist()]
@@ -376,7 +393,7 @@ def test_gather(store: TokenStore) -> None:
         ]
 
 
-# Classes and places of tokens
+# Classes of tokens
 
 
 def a_store(tokens: np.ndarray) -> TokenStore:
@@ -423,84 +440,60 @@ def test_tokens_of_like_company_share_a_class() -> None:
     assert made[0] != made[1]
 
 
-def digits_of(places: np.ndarray) -> np.ndarray:
-    """Levels [V, C] -> the digits -1..1 in the order they were cut: all coarse ones, then all fine ones."""
-    coarse = np.round(places / 3.0)
-    return np.concatenate([coarse, places - 3.0 * coarse], 1).astype(np.int64)
+# What gists name
 
 
-def zipf(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points and frequencies of tokens as skewed as text's."""
-    rng = np.random.default_rng(7)
-    return rng.standard_normal((count, 8)).astype(np.float32), 100_000 // np.arange(1, count + 1)
+@pytest.fixture(scope="module")
+def vocabulary(
+    store: TokenStore, tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Vocabulary:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.npz"
+    made = Vocabulary.build(path, store, tiny_config, 0)
+    again = Vocabulary.build(path, a_store(np.zeros(1)), tiny_config, 7)  # from the file, not from the text
+    for name in ("token_of", "rank", "places"):
+        assert np.array_equal(getattr(made, name), getattr(again, name))
+    return made
 
 
-def test_places_are_levels_and_repeatable(store: TokenStore) -> None:
-    points, frequency = company(store, 512, 0)
-    places = latent_places(points, frequency, 2)
-    assert places.shape == (512, 2) and places.dtype == np.float32
-    assert np.array_equal(places, np.round(places)) and np.abs(places).max() == 4
-    assert len(np.unique(places, axis=0)) >= 60  # of 81 places, nearly all are taken
-    assert np.array_equal(latent_places(points, frequency, 2), places)
-    assert np.array_equal(latent_places(points.copy(), frequency.copy(), 2), places)
+def test_classes_hold_like_tokens_the_common_ones_first(store: TokenStore, vocabulary: Vocabulary) -> None:
+    frequency = np.bincount(store.tokens, minlength=512)
+    assert (np.diff(frequency[np.argsort(vocabulary.rank)]) <= 0).all()
+    assert sorted(vocabulary.rank.tolist()) == list(range(512))
+    assert vocabulary.token_of.shape == (16, 32)
+    assert sorted(vocabulary.token_of.flatten().tolist()) == list(range(512))
+    assert (np.diff(vocabulary.rank[vocabulary.token_of]) > 0).all()
+    class_of = cluster_tokens(*company(store, 512, 0), 16)
+    assert all(len(set(class_of[row].tolist())) == 1 for row in vocabulary.token_of)
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_every_cut_shares_the_weight_in_three(channels: int) -> None:
-    points, frequency = zipf(900)
-    weight = (frequency + 1.0) ** 0.75
-    digits = digits_of(latent_places(points, frequency, channels))
-    for depth in range(2 * channels):
-        cells: dict[tuple[int, ...], list[int]] = {}
-        for token, path in enumerate(digits[:, :depth].tolist()):
-            cells.setdefault(tuple(path), []).append(token)
-        assert len(cells) == 3**depth
-        for cell in cells.values():
-            mass = weight[cell]
-            for digit in (-1, 0, 1):
-                part = mass[digits[cell, depth] == digit].sum()
-                # A token is not cut in two: the heaviest one is what a share may be off by.
-                assert abs(part - mass.sum() / 3) <= mass.max() + 1e-6
+def test_places_are_the_leading_axes_of_company(store: TokenStore, vocabulary: Vocabulary) -> None:
+    points, _ = company(store, 512, 0)
+    centred = points - points.mean(0)
+    spread = np.linalg.svd(centred, compute_uv=False)[:2] ** 2
+    assert vocabulary.places.shape == (512, 2) and vocabulary.places.dtype == np.float32
+    assert np.allclose((vocabulary.places**2).sum(0), spread, rtol=1e-3)
+    assert abs(float(vocabulary.places[:, 0] @ vocabulary.places[:, 1])) < 1e-3 * spread[1]
+    assert np.abs(vocabulary.places.mean(0)).max() < 1e-5
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_cuts_are_nested_along_the_widest_direction(channels: int) -> None:
-    """Within a cell of the digits before, the next digit goes with the place along the first axis."""
-    points, frequency = zipf(400)
-    weight = (frequency + 1.0) ** 0.75
-    digits = digits_of(latent_places(points, frequency, channels))
-    for depth in range(2 * channels):
-        for path in np.unique(digits[:, :depth], axis=0):
-            cell = np.flatnonzero((digits[:, :depth] == path).all(1))
-            mean = np.average(points[cell], axis=0, weights=weight[cell])
-            spread = np.sqrt(weight[cell])[:, None] * (points[cell] - mean)
-            if len(cell) < 10:
-                continue  # too few for one direction to be the widest beyond doubt
-            along = (points[cell] - mean) @ np.linalg.svd(spread.astype(np.float64))[2][0]
-            found = digits[cell, depth]
-            up = bool(along[found == 1].min() > along[found == -1].max())
-            along = along if up else -along
-            assert along[found == -1].max() <= along[found == 0].min() + 1e-5
-            assert along[found == 0].max() <= along[found == 1].min() + 1e-5
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 600))
+def test_the_commonest_tokens_are_named(vocabulary: Vocabulary, count: int) -> None:
+    (limits,) = vocabulary.limits([count])
+    assert limits.sum() == min(count, 512) and limits.dtype == np.int64
+    named = vocabulary.named(count)
+    assert named.dtype == np.uint16
+    for row, limit in zip(vocabulary.token_of, limits.tolist(), strict=True):
+        assert (vocabulary.rank[row[:limit]] < count).all() and (vocabulary.rank[row[limit:]] >= count).all()
+        assert named[row[:limit]].tolist() == row[:limit].tolist()
+        assert set(named[row[limit:]].tolist()) <= {int(row[min(limit, 31)])}
 
 
-def test_like_tokens_share_a_coarse_cell() -> None:
-    """81 tokens on a grid of four axes, each a tenth as wide: the coarse cell holds the two widest."""
-    axes = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), -1).reshape(-1, 4)
-    points = (axes * np.array([1000.0, 100.0, 10.0, 1.0])).astype(np.float32)
-    shuffled = np.random.default_rng(1).permutation(81)
-    places = latent_places(points[shuffled], np.full(81, 5), 2)
-    assert len(np.unique(places, axis=0)) == 81  # one token a place
-    digits = digits_of(places)
-    wide = axes[shuffled][:, :2]
-    for cell in np.unique(digits[:, :2], axis=0):
-        inside = wide[(digits[:, :2] == cell).all(1)]
-        assert len(inside) == 9 and len(np.unique(inside, axis=0)) == 1
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_fewer_tokens_than_places(count: int) -> None:
-    points, frequency = zipf(count)
-    places = latent_places(points, frequency, 2)
-    assert places.shape == (count, 2) and np.abs(places).max() <= 4
-    assert len(np.unique(places, axis=0)) == count
+def test_limits_and_names_are_those_of_the_networks(tiny_config: ModelConfig, vocabulary: Vocabulary) -> None:
+    counts = [300, 40, 0]
+    readout = TextVAE(tiny_config).readout
+    limits = vocabulary.limits(counts)
+    assert limits.shape == (3, 16) and (np.diff(limits, axis=0) <= 0).all()
+    readout.set_classes(torch.from_numpy(vocabulary.token_of), torch.from_numpy(limits))
+    for detail, count in enumerate(counts):
+        assert readout.named(torch.arange(512), detail).tolist() == vocabulary.named(count).tolist()

@@ -16,13 +16,21 @@ from colazip.config import ModelConfig
 from colazip.errors import ColazipError, InputError
 from colazip.nn.vae import TextVAE
 from colazip.tokenizer import Tokenizer
-from colazip.train.data import TokenStore, batches, cluster_tokens, company, latent_places
+from colazip.train.data import TokenStore, Vocabulary, batches
 from colazip.train.optimize import learning_rate, load_checkpoint, save_atomic
-from colazip.train.vae import RateControl, VAESchedule, train_vae
+from colazip.train.vae import VAESchedule, train_vae
 from tests.tiny_model import passages
 
 SCHEDULE = VAESchedule(
-    20, patches=64, lr=1e-2, muon_lr=1e-2, warmup=3, evaluate_every=10, save_every=6, latents_until=0.2
+    20,
+    named=(256, 64, 0),
+    drawn=(0.6, 0.2, 0.2),
+    patches=64,
+    lr=1e-2,
+    muon_lr=1e-2,
+    warmup=3,
+    evaluate_every=10,
+    save_every=6,
 )
 
 
@@ -30,8 +38,7 @@ SCHEDULE = VAESchedule(
 class Corpus:
     train: TokenStore
     validation: TokenStore
-    class_of: np.ndarray
-    places: np.ndarray
+    vocabulary: Vocabulary
     lengths: np.ndarray
 
 
@@ -40,15 +47,12 @@ def corpus(
     tiny_config: ModelConfig, tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
-    train = TokenStore.build(folder / "train", iter(passages()[:60]), tiny_tokenizer, 128)
-    points, frequency = company(train, 512, 0)
-    return Corpus(
-        train,
-        TokenStore.build(folder / "validation", iter(passages()[60:64]), tiny_tokenizer, 128),
-        cluster_tokens(points, frequency, 16),
-        latent_places(points, frequency, tiny_config.channels),
-        tiny_tokenizer.lengths,
-    )
+    stores = {"train": passages()[:60], "validation": passages()[60:64]}
+    made = {n: TokenStore.build(folder / n, iter(t), tiny_tokenizer) for n, t in stores.items()}
+    vocabulary = Vocabulary.build(folder / "vocabulary.npz", made["train"], tiny_config, 0)
+    named, lengths = vocabulary.named(SCHEDULE.named[0]), tiny_tokenizer.lengths
+    made = {n: s.guessed(folder / n, lengths, 64, named) for n, s in made.items()}
+    return Corpus(made["train"], made["validation"], vocabulary, lengths)
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +71,7 @@ def run(config: ModelConfig, corpus: Corpus, folder: Path, **changes: Any) -> Te
         config,
         settings.pop("schedule"),
         validation=corpus.validation,
-        class_of=corpus.class_of,
-        places=corpus.places,
+        vocabulary=corpus.vocabulary,
         lengths=corpus.lengths,
         folder=folder,
         device=torch.device("cpu"),
@@ -93,11 +96,13 @@ def whole(tiny_config: ModelConfig, corpus: Corpus, tmp_path_factory: pytest.Tem
 def test_it_learns(whole: Path) -> None:
     first, last = figures(whole)
     assert (first["step"], last["step"]) == (10, 20)
-    assert last["gist_bpb"] < first["gist_bpb"] < 9 / 2
-    assert last["exact_bpb"] < first["exact_bpb"] < 9 / 2  # 9 bits a token of 2 bytes is no model at all
-    assert last["total_bpb"] == pytest.approx(last["exact_bpb"] + last["rate_bpb"])
-    assert 0 <= last["coarse_bpb"] <= last["rate_bpb"]
-    assert 0 < last["gist_accuracy"] < 1
+    for mark in ("", "_1", "_2"):
+        assert last[f"total_bpb{mark}"] < first[f"total_bpb{mark}"] < 9 / 2  # 9 bits a token of 2 bytes
+        assert last[f"total_bpb{mark}"] == pytest.approx(last[f"gist_bpb{mark}"] + last[f"exact_bpb{mark}"])
+    for name, rising in (("gist_bpb", False), ("exact_bpb", True), ("gist_accuracy", False)):
+        by_detail = [last[name], last[f"{name}_1"], last[f"{name}_2"]]
+        assert by_detail == sorted(by_detail, reverse=not rising) and by_detail[-1 if rising else 0] > 0
+    assert last["gist_accuracy"] <= 1
     head = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
     assert head["config"]["name"] == "tiny" and head["schedule"]["steps"] == 20
 
@@ -156,7 +161,7 @@ def test_another_run_is_the_starting_point(
     schedule = replace(SCHEDULE, steps=1, warmup=0, lr=0.0, muon_lr=0.0, evaluate_every=1)
     run(tiny_config, corpus, tmp_path, schedule=schedule, initial=whole / "checkpoint.pt")
     (start,) = figures(tmp_path)
-    for name in ("exact_bpb", "gist_bpb", "rate_bpb"):
+    for name in ("exact_bpb", "gist_bpb", "gist_bpb_2"):
         assert start[name] == pytest.approx(figures(whole)[-1][name], rel=1e-6)
 
 
@@ -215,20 +220,15 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert sorted(factors[:10]) == factors[:10] and sorted(factors[50:], reverse=True) == factors[50:]
 
 
-def test_rate_control_pushes_down_and_lets_go() -> None:
-    control = RateControl(target=10.0, floor=0.3, cap=0.5)
-    weights = []
-    for _ in range(600):
-        control.update(30.0)
-        weights.append(control.weight)
-    assert sorted(weights) == weights and weights[-1] == 0.5
-    for _ in range(600):
-        control.update(1.0)
-    assert control.weight == 0.3
+def test_gists_of_every_detail_are_drawn_as_often_as_asked() -> None:
+    drawn = np.bincount([SCHEDULE.detail(step) for step in range(4000)], minlength=3) / 4000
+    assert drawn == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+    assert [SCHEDULE.detail(step) for step in range(50)] == [SCHEDULE.detail(step) for step in range(50)]
+    assert {replace(SCHEDULE, drawn=(0.0, 2.0)).detail(step) for step in range(50)} == {1}
 
 
-def test_rate_control_reaches_its_floor_at_any_rate() -> None:
-    control = RateControl(target=10.0, floor=0.3, cap=0.5)
-    for _ in range(400):
-        control.update(1.0)
-    assert control.weight == 0.3
+def test_places_stay_where_company_puts_them(corpus: Corpus, whole: Path) -> None:
+    saved = load_checkpoint(whole / "checkpoint.pt", torch.device("cpu"))["model"]
+    assert np.array_equal(saved["places.weight"].numpy(), corpus.vocabulary.places)
+    assert np.array_equal(saved["readout.token_of"].numpy(), corpus.vocabulary.token_of)
+    assert np.array_equal(saved["readout.limits"].numpy(), corpus.vocabulary.limits(SCHEDULE.named))

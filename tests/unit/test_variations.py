@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from colazip.planes import PLANES
 
+from colazip.codec import Codec
 from colazip.errors import UsageError
 from colazip.layers import Block
 from colazip.sampling import Sampling
@@ -16,7 +16,7 @@ from colazip.variations import (
     proceed,
     regenerate,
     score,
-    text_latents,
+    text_tokens,
 )
 from tests.tiny_model import passages, tiny_codec
 
@@ -24,13 +24,15 @@ QUICK = Sampling(steps=1, solver="euler")
 LONG = " ".join(passages()[:3])  # several segments of the tiny model
 
 
-def block_of(*texts: str) -> Block:
-    (block,) = tiny_codec().encode_blocks([[t.encode() for t in texts]])
+def block_of(*texts: str, detail: int = 0) -> Block:
+    codec = Codec(tiny_codec().model, detail=detail)
+    (block,) = codec.encode_blocks([[t.encode() for t in texts]])
     return block
 
 
-def test_strength_zero_is_the_gist_reading() -> None:
-    codec, block = tiny_codec(), block_of(passages()[0], LONG)
+@pytest.mark.parametrize("detail", [0, 1, 2])
+def test_strength_zero_is_the_gist_reading(detail: int) -> None:
+    codec, block = tiny_codec(), block_of(passages()[0], LONG, detail=detail)
     for slot, reading in enumerate(codec.read_gist([block])[0]):
         assert regenerate(codec, [(block, slot)], strength=0.0) == reading
         assert fill(codec, [(block, slot)], missing=0.0) == reading
@@ -63,8 +65,29 @@ def test_denoised_readings_are_those_of_the_parts() -> None:
     (texts,) = denoise(codec, [block], options=QUICK)
     assert len(texts) == 4 and texts[0] == "日本" and texts[2] == ""
     assert texts == denoise(codec, [block, block], options=QUICK)[1]
-    with pytest.raises(UsageError, match="nothing to denoise"):
-        denoise(codec, [block], planes=PLANES)
+
+
+@pytest.mark.parametrize("detail", [0, 1, 2])
+def test_denoised_readings_keep_to_what_the_gist_says(detail: int) -> None:
+    codec, cells, texts = tiny_codec(), tiny_codec().model.cells, [passages()[-1], LONG]
+    block = block_of(*texts, detail=detail)
+    (read,) = denoise(codec, [block], options=QUICK)
+    # Fewer details are read from a gist of more as from one that says no more.
+    if detail:
+        assert read == denoise(codec, [block_of(*texts)], detail=detail, options=QUICK)[0]
+    for slot, gist in codec.gists(block).items():
+        patches = codec.model.config.segment * codec.model.config.patch
+        assert gist.detail == detail and len(gist.tokens) == len(text_tokens(codec, texts)[slot])
+        if not cells.is_open(gist.tokens, detail).any():
+            assert read[slot] == texts[slot]
+        assert len(gist.tokens) > patches or slot == 0
+    assert denoise(codec, [block, block_of(passages()[0])], options=QUICK)[1]
+
+
+def test_a_gist_is_not_read_with_more_detail_than_it_has() -> None:
+    block = block_of(passages()[0], detail=1)
+    with pytest.raises(UsageError, match="written with detail 1"):
+        denoise(tiny_codec(), [block], detail=0)
 
 
 def test_a_text_goes_on_by_as_many_tokens() -> None:
@@ -91,13 +114,13 @@ def test_what_is_missing() -> None:
             choose_missing(10, wrong, 0)
 
 
-def test_latents_of_a_text_are_those_that_are_stored() -> None:
+def test_tokens_of_a_text_are_those_that_are_stored() -> None:
     codec, texts = tiny_codec(), [passages()[0], "", LONG, passages()[5]]
-    stored = codec.latents(block_of(*texts))
-    for slot, segments in enumerate(text_latents(codec, texts)):
-        assert len(segments) == len(stored.get(slot, []))
-        for (levels, count), (wanted, tokens) in zip(segments, stored.get(slot, []), strict=True):
-            assert count == tokens and np.array_equal(levels, wanted)
+    stored = codec.gists(block_of(*texts))
+    assert {0, 2, 3} >= set(stored) >= {2}
+    for slot, tokens in enumerate(text_tokens(codec, texts)):
+        if slot in stored:
+            assert np.array_equal(codec.model.cells.named(tokens, 0), stored[slot].tokens)
 
 
 def test_scores() -> None:
