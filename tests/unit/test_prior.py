@@ -317,4 +317,3 @@ def test_wrong_calls() -> None:
     ):
         with pytest.raises(UsageError):
             call()
-
