@@ -13,15 +13,33 @@ from colazip.evaluate.peers import Measurement
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block
 from colazip.presets import BALANCED, FAST, SMALL
 
-# Preset and layers of each row; the first one is also shown layer by layer.
-VARIANTS = (
-    (SMALL, LAYERS),
-    (BALANCED, (SEARCH, PLAIN)),
-    (FAST, (SEARCH, PLAIN)),
-    (FAST, (PLAIN,)),
-    (SMALL, (SEARCH, GIST)),
-    (SMALL, (SEARCH,)),
-)
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to pack. detail: of the gist."""
+
+    preset: str
+    layers: tuple[str, ...]
+    detail: int = 0
+
+    @property
+    def name(self) -> str:
+        of_detail = {GIST: f"{GIST} of detail {self.detail}"} if self.detail else {}
+        kept = [layer for layer in (EXACT, PLAIN, GIST, SEARCH) if layer in self.layers]
+        shown = " + ".join(of_detail.get(layer, layer) for layer in kept)
+        return f"colazip {shown}" if self.preset == SMALL else f"colazip {self.preset}: {shown}"
+
+
+def variants(details: int) -> list[Variant]:
+    """What is measured of a model with so many details; the first one is also shown layer by layer."""
+    return [
+        Variant(SMALL, LAYERS),
+        Variant(BALANCED, (SEARCH, PLAIN)),
+        Variant(FAST, (SEARCH, PLAIN)),
+        Variant(FAST, (PLAIN,)),
+        *(Variant(SMALL, (SEARCH, GIST), detail) for detail in range(details)),
+        Variant(SMALL, (SEARCH,)),
+    ]
 
 
 @dataclass(frozen=True)
@@ -66,17 +84,16 @@ class Keeper:
 
 
 def measure_layers(
-    records: Sequence[bytes], layers: Sequence[str], codec: ArchiveCodec, path: Path, preset: str = SMALL
+    records: Sequence[bytes], variant: Variant, codec: ArchiveCodec, path: Path
 ) -> tuple[Measurement, dict]:
-    """Pack, read all back, and ask the archive where its bytes are.
+    """Pack, read all back, and ask the archive where its bytes are. codec: writes the variant's detail.
 
     The unpack time is that of the exact text, compared byte for byte; without that layer, of the gist
     readings; NaN if there is nothing to read. Raises ValueError if a text comes back changed.
     """
-    kept = " + ".join(layer for layer in (EXACT, PLAIN, GIST, SEARCH) if layer in layers)
-    name = f"colazip {kept}" if preset == SMALL else f"colazip {preset}: {kept}"
+    name = variant.name
     start = time.perf_counter()
-    Archive.pack(path, records, codec=codec, layers=layers, preset=preset)
+    Archive.pack(path, records, codec=codec, layers=variant.layers, preset=variant.preset)
     packed = time.perf_counter()
     with Archive(path, codec) as archive:
         info = archive.info()
@@ -87,7 +104,7 @@ def measure_layers(
                 if record.data != wanted:
                     raise ValueError(f"{name}: record {record.id} came back changed")
             unpack_seconds = time.perf_counter() - packed
-        elif GIST in layers:
+        elif GIST in variant.layers:
             for _ in archive.gists():
                 pass
             unpack_seconds = time.perf_counter() - packed

@@ -28,7 +28,6 @@ from benchmarks.corpus import Corpus, evenly_spaced, read_corpus
 from benchmarks.plot import bar_chart, svg
 from colazip.evaluate import peers
 from colazip.evaluate.table import markdown
-from colazip.layers import LAYERS
 
 if TYPE_CHECKING:
     from colazip.tokenizer import Tokenizer
@@ -172,17 +171,19 @@ def dictionary_samples(file: Path, train: Sequence[Path], column: str) -> list[b
 
 def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> None:
     """Archives by layers, then one archive a source and one a range of lengths; blobs of hostile records."""
-    from benchmarks.archives import VARIANTS, largest_growth, measure_layers, measure_source
+    from benchmarks.archives import largest_growth, measure_layers, measure_source, variants
     from benchmarks.records import hostile
     from colazip.codec import Codec
 
     codec = Codec.from_pretrained(model)
     results.model = {"name": codec.name, "id": codec.id}
     with tempfile.TemporaryDirectory(prefix="colazip-bench-") as folder:
-        for index, (preset, layers) in enumerate(VARIANTS):
-            note(f"colazip {preset}: " + " + ".join(layers))
+        ways = variants(codec.model.config.details)
+        for index, way in enumerate(ways):
+            note(way.name)
             path = Path(folder) / f"variant-{index}"
-            row, info = measure_layers(corpus.records, layers, codec, path, preset)
+            writer = Codec(codec.model, detail=way.detail)
+            row, info = measure_layers(corpus.records, way, writer, path)
             results.rows.append(row)
             if not results.by_layer:
                 results.by_layer = info["bytes"]
@@ -192,7 +193,7 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
         for index, (bucket, members) in enumerate(lengths.by_length(corpus.records).items()):
             note(f"colazip on records of {bucket} bytes")
             records = [corpus.records[i] for i in members]
-            row, _ = measure_layers(records, LAYERS, codec, Path(folder) / f"length-{index}")
+            row, _ = measure_layers(records, ways[0], codec, Path(folder) / f"length-{index}")
             results.by_length.append(length_row(bucket, row))
     note("hostile records")
     results.growth = {kind: largest_growth(records, codec) for kind, records in hostile().items()}

@@ -2,10 +2,10 @@
 
 python -m benchmarks.exactness [FILE.parquet] [--sample N] [--model PATH] [--write FOLDER | --check FOLDER]
 
-Packs the same records by batches of 1, 7 and 64, on one thread and two, at every precision that torch offers
-for products of float32, and on a GPU where there is one, and compares every byte; then decodes them with
-torch, with NumPy alone, and on the GPU. `--write` keeps blocks and text for another machine, where `--check`
-decodes them and encodes the text again.
+Packs the same records, with gists of every detail, by batches of 1, 7 and 64, on one thread and two, at every
+precision that torch offers for products of float32, and on a GPU where there is one, and compares every byte;
+then decodes and reads them with torch, with NumPy alone, and on the GPU. `--write` keeps blocks and text for
+another machine, where `--check` decodes them and encodes the text again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,6 +27,7 @@ from colazip.errors import InputError
 from colazip.layers import BLOCK_BYTES, Block
 
 DEFAULT_SAMPLE = 200
+Make = partial[Codec]
 
 
 def blocks_of(records: list[bytes]) -> list[list[bytes]]:
@@ -51,24 +53,31 @@ def digest(blocks: list[Block]) -> str:
     return state.hexdigest()
 
 
-def encoders(model: Path | None) -> Iterator[tuple[str, Codec]]:
-    """(how, codec) of every way to encode; the way stays set until the next one is asked for."""
+def encode(make: Make, parts: list[list[bytes]]) -> list[Block]:
+    """The parts coded with gists of each detail, one after the other."""
+    details = make().model.config.details
+    return [block for detail in range(details) for block in make(detail=detail).encode_blocks(parts)]
+
+
+def encoders(model: Path | None) -> Iterator[tuple[str, Make]]:
+    """(how, what makes the codec) of every way to encode; it stays set until the next one is asked for."""
     import torch
 
+    make = partial(Codec.from_pretrained, model)
     threads = torch.get_num_threads()
     for batch in (64, 7, 1):
-        yield f"torch on the CPU, batch {batch}", Codec.from_pretrained(model, batch_size=batch)
+        yield f"torch on the CPU, batch {batch}", partial(make, batch_size=batch)
     for count in (1, 2):
         torch.set_num_threads(count)
-        yield f"torch on the CPU, {count} thread{'s' * (count > 1)}", Codec.from_pretrained(model)
+        yield f"torch on the CPU, {count} thread{'s' * (count > 1)}", make
     torch.set_num_threads(threads)
     for precision in ("high", "medium"):
         torch.set_float32_matmul_precision(precision)
-        yield f"torch on the CPU, float32 products at {precision!r}", Codec.from_pretrained(model)
+        yield f"torch on the CPU, float32 products at {precision!r}", make
     torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        yield f"torch on {name}", Codec.from_pretrained(model, device="cuda")
+        yield f"torch on {name}", partial(make, device="cuda")
 
 
 def decoders(model: Path | None) -> Iterator[tuple[str, Codec]]:
@@ -102,15 +111,20 @@ def exactness(
     else:
         records = read_corpus(file, "text", sample).records if file else handbook(sample)
         parts = blocks_of([*records, b"", bytes(range(256)), "👩‍🚀 naïve 漢字".encode()])
-        reference = Codec.from_pretrained(model).encode_blocks(parts)
+        reference = encode(partial(Codec.from_pretrained, model), parts)
         expected = digest(reference)
         if write:
             save(write, parts, reference)
     good = True
-    for how, codec in encoders(model):
-        good &= say(digest(codec.encode_blocks(parts)) == expected, f"encoded by {how}")
+    for how, make in encoders(model):
+        good &= say(digest(encode(make, parts)) == expected, f"encoded by {how}")
+    whole = parts * (len(reference) // len(parts))
+    readings = None
     for how, codec in decoders(model):
-        good &= say(codec.decode_blocks(reference) == parts, f"decoded by {how}")
+        good &= say(codec.decode_blocks(reference) == whole, f"decoded by {how}")
+        read = codec.read_gist(reference)
+        readings = readings or read
+        good &= say(read == readings, f"gists read by {how}")
     size = sum(len(p) for block in parts for p in block)
     click.echo(f"{len(reference)} blocks, {size:,} bytes of text, {expected[:16]}", err=True)
     sys.exit(0 if good else 1)
@@ -133,8 +147,9 @@ def load(path: Path) -> tuple[list[list[bytes]], list[Block]]:
     try:
         kept = msgpack.unpackb(path.read_bytes())
         parts = kept["parts"]
-        return parts, [Block(len(p), layers) for p, layers in zip(parts, kept["layers"], strict=True)]
-    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as e:
+        whole = parts * (len(kept["layers"]) // len(parts))
+        return parts, [Block(len(p), layers) for p, layers in zip(whole, kept["layers"], strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, msgpack.UnpackException) as e:
         raise InputError(f"{path}: not a file that --write made ({type(e).__name__})") from e
 
 

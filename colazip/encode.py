@@ -1,4 +1,4 @@
-"""Tokens -> latents -> intervals of the entropy coder: the networks over batches of lanes."""
+"""Tokens -> intervals of the entropy coder: the networks over batches of lanes."""
 
 from __future__ import annotations
 

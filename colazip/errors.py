@@ -35,6 +35,10 @@ class MissingLayerError(ColazipError):
     """The layer that the call needs was not packed, or was stripped."""
 
 
+class SearchIndexError(ColazipError):
+    """The search index beside an archive is missing, stale or damaged; it can be built again."""
+
+
 class RecordNotFoundError(ColazipError):
     """No record of that id."""
 

@@ -73,6 +73,33 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def replaced_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill that takes the place of the folder `path`, if there is one, if nothing was raised.
+
+    Readers that have files of the old one open keep them. Raises UsageError if `path` is a file.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{path}: exists and is not a folder; move it away")
+    _check_parent(target)
+    partial, old = (
+        Path(tempfile.mkdtemp(PARTIAL_SUFFIX, PARTIAL_PREFIX, target.parent)) for _ in ("new", "old")
+    )
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            _sync(file)
+        partial.chmod(_usual_mode() | 0o111 & ~_umask())
+        if target.exists():
+            os.rename(target, old)  # an empty folder may be renamed over
+        os.rename(partial, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def inside(folder: Path, name: str) -> Path:
     """The path of `name`, a relative path with `/`, in `folder`; its folders are made.
 
@@ -132,6 +159,16 @@ def _move_into(partial: Path, target: Path) -> None:
     for file, place in moves:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, place)
+
+
+def _sync(path: Path) -> None:
+    """What was written to a file or folder is on the disk, where the file system can say so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_parent(target: Path) -> None:

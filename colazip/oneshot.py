@@ -20,12 +20,17 @@ def default_codec() -> Codec:
     return Codec.from_pretrained()
 
 
-def compress(data: str | bytes, preset: str = SMALL) -> bytes:
+def compress(data: str | bytes, preset: str = SMALL, *, detail: int = 0) -> bytes:
     """A self-contained blob that `decompress` turns back into exactly these bytes; at most 8 bytes longer.
 
-    preset: `small`, or `balanced` and `fast`, which run no network. Raises UsageError for another.
+    preset: `small`, or `balanced` and `fast`, which run no network. detail: of the gist, 0 the most. Raises
+    UsageError for another.
     """
-    return default_codec().encode([data], (GIST, EXACT) if preset == SMALL else None, preset)[0]
+    from colazip.codec import Codec
+
+    default = default_codec()
+    codec = Codec(default.model, detail=detail) if detail else default
+    return codec.encode([data], (GIST, EXACT) if preset == SMALL else None, preset)[0]
 
 
 def decompress(blob: bytes) -> bytes:

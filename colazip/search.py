@@ -27,6 +27,7 @@ class SearchIndex:
         m, entries, width = codebook.shape
         if entries != 256:
             raise ValueError(f"a codebook has 256 centroids for each of its parts, not {entries}")
+        self._codebook = codebook
         self._index = faiss.IndexPQ(m * width, m, 8, faiss.METRIC_INNER_PRODUCT)
         faiss.copy_array_to_vector(codebook.ravel(), self._index.pq.centroids)
         self._index.is_trained = True
@@ -52,13 +53,18 @@ class SearchIndex:
             self._shortest = min(self._shortest, float(np.sqrt(nonzero.min(initial=np.inf))))
             self._longest = max(self._longest, float(np.sqrt(nonzero.max(initial=0.0))))
 
-    def search(self, query: np.ndarray, k: int, group: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, group: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k best records, best first: float [D] -> (positions int64 [<= k], scores float32 [<= k]).
 
         A position counts codes in the order of `add`; it is the best code of its record, or with group false
-        any of the k best codes. Equal scores keep that order. Exact: Faiss ranks by the inner product, and is
-        asked for more candidates until none that it left out could score higher once divided by its length.
+        any of the k best codes. Equal scores keep that order. allowed: bool [records], which records may be
+        found; None for all. Exact: Faiss ranks by the inner product, and is asked for more candidates until
+        none that it left out could score higher once divided by its length.
         """
+        if allowed is not None:
+            return self._search_allowed(query, k, allowed, group)
         total = len(self)
         if total == 0 or k < 1 or not np.isfinite(query).all():
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
@@ -67,13 +73,41 @@ class SearchIndex:
         while True:
             products, positions = self._index.search(query[None], fetch)
             products, positions = products[0], np.sort(positions[0])
-            scores = _cosines(self._index.reconstruct_batch(positions), query)
+            scores = cosines(self._index.reconstruct_batch(positions), query)
             owners = self.owners[positions] if group else positions
-            best, scores = _best_of_each(positions, scores, owners, k)
+            best, scores = best_of_each(positions, scores, owners, k)
             unseen = self._best_cosine(float(products[-1]))
             if fetch == total or (len(best) == k and scores[-1] > unseen + _SLACK):
                 return best, scores
             fetch = min(total, 4 * fetch)
+
+    def _search_allowed(
+        self, query: np.ndarray, k: int, allowed: np.ndarray, group: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` among some records: an index of their codes alone, so that k are found where k exist."""
+        places = np.flatnonzero(allowed[self.owners])
+        chosen = SearchIndex(self._codebook, self._owner_type)
+        chosen.add(self.codes[places], self.owners[places])
+        positions, scores = chosen.search(query, k, None, group)
+        return places[positions], scores
+
+    def cosines(self, query: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How near these records are: (position of the best code int64 [n], its score float32 [n]).
+
+        A record without a code has position -1 and score NaN. records: int [n], distinct. Codes must have
+        been added in the order of their records.
+        """
+        return best_of_records(self._codebook, self.codes, self.owners, query, records)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """uint8 [n, M]; a view of what the index holds, good until the next `add`."""
+        import faiss
+
+        count, width = len(self), len(self._codebook)
+        if not count:
+            return np.empty((0, width), dtype=np.uint8)
+        return faiss.rev_swig_ptr(self._index.codes.data(), count * width).reshape(count, width)
 
     def _best_cosine(self, product: float) -> float:
         """The highest score a code can have whose inner product with the query is at most `product`."""
@@ -96,19 +130,41 @@ def brute_force(
 
     codebook: float32 [M, 256, D / M]; codes: uint8 [n, M]; owners: int [n]; query: float [D].
     """
-    decoded = codebook[np.arange(len(codebook)), codes].reshape(len(codes), len(query))  # [n, D]
-    scores = _cosines(decoded.astype(np.float32), query.astype(np.float32))
-    return _best_of_each(np.arange(len(codes)), scores, owners, k)
+    scores = cosines(decode(codebook, codes), query.astype(np.float32))
+    return best_of_each(np.arange(len(codes)), scores, owners, k)
 
 
-def _cosines(decoded: np.ndarray, query: np.ndarray) -> np.ndarray:
+def decode(codebook: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The vectors that codes stand for: [M, 256, D / M], uint8 [n, M] -> float32 [n, D]."""
+    m, _, width = codebook.shape
+    vectors = codebook[np.arange(m), codes].reshape(len(codes), m * width)
+    return vectors.astype(np.float32, copy=False)
+
+
+def best_of_records(
+    codebook: np.ndarray, codes: np.ndarray, owners: np.ndarray, query: np.ndarray, records: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `SearchIndex.cosines` returns. owners: int [n], ascending."""
+    places = np.full(len(records), -1, dtype=np.int64)
+    best = np.full(len(records), np.nan, dtype=np.float32)
+    first = np.searchsorted(owners, records, side="left")
+    last = np.searchsorted(owners, records, side="right")
+    query = query.astype(np.float32)
+    for at, (start, stop) in enumerate(zip(first, last, strict=True)):
+        if start < stop:
+            scores = cosines(decode(codebook, codes[start:stop]), query)
+            places[at], best[at] = start + scores.argmax(), scores.max()
+    return places, best
+
+
+def cosines(decoded: np.ndarray, query: np.ndarray) -> np.ndarray:
     """<query, decoded> / |decoded|, 0 for a zero vector. decoded: float32 [n, D] -> float32 [n]."""
     norms = np.sqrt(np.einsum("nd,nd->n", decoded, decoded))
     products = np.einsum("nd,d->n", decoded, query)
     return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
 
 
-def _best_of_each(
+def best_of_each(
     positions: np.ndarray, scores: np.ndarray, owners: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best position of each owner, then the k best of those. positions: int64 [n], ascending."""

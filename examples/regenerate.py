@@ -1,4 +1,4 @@
-"""Write variants of a text: its gist is noised, denoised by the prior, and read.
+"""Write variants of a text: the latents of its gist reading are noised and denoised by the prior.
 
 python examples/regenerate.py [ID]
 """

@@ -44,7 +44,7 @@ def verify(archive: Archive) -> dict[str, Any]:
         if text_bytes != manifest.text_bytes:
             raise FormatError(f"{archive.path}: holds {text_bytes} bytes of text, not {manifest.text_bytes}")
         decoded.append(EXACT if EXACT in archive.layers else PLAIN)
-    return {
+    counts: dict[str, Any] = {
         "records": manifest.records,
         "parts": manifest.parts,
         "blocks": manifest.blocks,
@@ -52,6 +52,9 @@ def verify(archive: Archive) -> dict[str, Any]:
         "text_bytes": manifest.text_bytes,
         "decoded": decoded,
     }
+    if (sidecar := archive._sidecar(strict=False)) is not None:
+        counts["index_files"] = sidecar.check()
+    return counts
 
 
 def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], overwrite: bool) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from colazip.archive.blocks import BlockTable
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
-from colazip.archive.snippets import Passage, read_passages
+from colazip.archive.snippets import Passage
 from colazip.archive.store import Store
 from colazip.embedder import Embedder, Encode, as_embedder
 from colazip.errors import (
@@ -24,7 +24,7 @@ from colazip.errors import (
     MissingLayerError,
     ModelMismatchError,
     RecordNotFoundError,
-    UsageError,
+    SearchIndexError,
 )
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, SearchCodec, holds_text
 from colazip.oneshot import default_codec
@@ -32,7 +32,10 @@ from colazip.presets import SMALL
 
 if TYPE_CHECKING:
     from colazip.archive.embedded import EmbeddedCodec
+    from colazip.archive.sidecar import Sidecar
+    from colazip.coarse import LargeIndex
     from colazip.codec import Codec
+    from colazip.lexical import LexicalIndex
     from colazip.sampling import Sampling
     from colazip.search import SearchIndex
 
@@ -47,10 +50,10 @@ class Archive:
 
     path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
     package, loaded when a call first needs it. embedder: what embeds queries of an archive that was packed
-    with one; all but `search` works without. Raises InputError if the file can't be read, FormatError if
-    it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if `codec` or
-    `embedder` isn't the one it was written with. Every method raises FormatError on damage, and never returns
-    other text.
+    with one; all but search by meaning works without. Raises InputError if the file can't be read,
+    FormatError if it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if
+    `codec` or `embedder` isn't the one it was written with. Every method raises FormatError on damage, and
+    never returns other text.
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class Archive:
             self.close()
             raise
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
-        self._search_index: tuple[SearchIndex, np.ndarray] | None = None
+        self._search_index: tuple[SearchIndex | LargeIndex, np.ndarray] | None = None
+        self._index_files: Sidecar | None = None
         self._embedded: EmbeddedCodec | None = None
 
     @classmethod
@@ -230,32 +234,54 @@ class Archive:
         group, row = self._locate(id)
         return next(self._store.tables(group)[1].metadata(row, row + 1))
 
-    def search(self, query: str, k: int = 10, *, group: bool = True) -> list[Hit]:
-        """The k records nearest to `query` in meaning, best first; none for a blank query.
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        mode: str | None = None,
+        where: str | None = None,
+        *,
+        group: bool = True,
+        snippets: bool = True,
+    ) -> list[Hit]:
+        """The k records that answer `query` best, best first; none for a blank query.
 
-        A long record has a vector a passage, ranks by its best one, and shows that; with group false hits are
-        the k best passages, several of one record perhaps. Records that are no text to the model (binary,
-        scripts it never saw) have no vector and are never found. The first search builds the index, which
-        stays in memory: the search codes and 8 bytes a passage.
+        mode: `semantic` ranks by nearness in meaning, `lexical` by words in common (BM25), `hybrid` by both;
+        the latter two need the index that `build_index` makes. None is hybrid where that index is (lexical
+        without a layer search or the embedder that the archive was packed with), else semantic. where: only
+        records whose metadata pass, e.g. `year >= 2020 and lang = 'en'` (colazip/where.py has the grammar); k
+        of those are found where k exist. snippets: False spares the decoding of the hits' text.
+
+        A long record has a vector a passage, ranks by its best one, and shows that; a hit whose words are in
+        another part of the record than that shows the passage there with most of them, as does one found by
+        words alone. With group false hits are the k passages nearest in meaning, several of one record
+        perhaps. Records that are no text to the model (binary, scripts it never saw) have no vector and are
+        not found by meaning. The first semantic search reads the codes, which stay in memory with 8 bytes a
+        passage. Raises UsageError for a wrong mode or filter, SearchIndexError if the index is missing, stale
+        or damaged; `semantic` goes past a bad index.
         """
-        self._need(SEARCH)
-        if k < 1:
-            raise UsageError(f"k must be at least 1, not {k}")
-        if not query.strip() or not len(self):
-            return []
-        codec = self._search_codec()
-        index, parts = self._index()
-        vector = codec.vectors([query.encode("utf-8", "replace").decode()])[0]
-        positions, scores = index.search(vector, k, group)
-        records = index.owners[positions].astype(np.int64)
-        passages = read_passages(self, parts, positions.tolist())
-        return [
-            self._hit(int(r), float(s), passage)
-            for r, s, passage in zip(records, scores, passages, strict=True)
-        ]
+        from colazip.archive.find import find
+
+        return find(self, query, k, mode, where, group=group, snippets=snippets)
+
+    def build_index(
+        self, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, int]:
+        """Make the search index beside the archive, `path + ".index"`: sizes in bytes of its parts.
+
+        It holds the words of the text (BM25) and, for archives of many passages, codes for a faster search
+        by meaning; all of it can be made again from the archive. progress: called with records and text
+        bytes done. Raises UsageError if there is one already and `overwrite` is false, MissingLayerError for
+        an archive without text that is too small to need more than its search layer.
+        """
+        from colazip.archive.sidecar import build
+
+        self._index_files = None
+        self._search_index = None
+        return build(self, overwrite=overwrite, progress=progress)
 
     def regenerate(self, id: str, *, strength: float = 0.3, options: Sampling | None = None) -> str:
-        """A variant of one record: its gist latents noised, denoised by the prior, and read.
+        """A variant of one record: the latents of its gist reading noised, and denoised by the prior.
 
         strength: share of noise, 0 to 1. options: how it is drawn; the same seed gives the same text.
         """
@@ -317,6 +343,7 @@ class Archive:
             "file_bytes": self._store.file_bytes,
             "ratio": round(manifest.text_bytes / self._store.file_bytes, 4),
             "bytes": sizes,
+            "index": self._index_facts(),
             "layers": list(manifest.layers),
             "embedder": embedder and {"name": embedder.name, "width": embedder.width, "kind": embedder.kind},
             "source": manifest.source,
@@ -448,8 +475,38 @@ class Archive:
             raise RecordNotFoundError(f"{self.path}: no record has the id {id!r}")
         return found
 
-    def _index(self) -> tuple[SearchIndex, np.ndarray]:
+    def _sidecar(self, strict: bool = True) -> Sidecar | None:
+        """The search index beside the archive, None without one. Raises SearchIndexError if it is stale or
+        damaged; not strict: None then, too."""
+        if self._index_files is None:
+            from colazip.archive.sidecar import open_sidecar
+
+            try:
+                self._index_files = open_sidecar(self)
+            except SearchIndexError:
+                if strict:
+                    raise
+        return self._index_files
+
+    def _words(self) -> LexicalIndex:
+        """The index of words; raises SearchIndexError without one."""
+        sidecar = self._sidecar()
+        if sidecar is None or not sidecar.has_words:
+            raise SearchIndexError(
+                f"{self.path}: has no index of its words; make one with colazip index "
+                f"{'--rebuild ' if sidecar else ''}{self.path}, or search with --mode semantic"
+            )
+        return sidecar.words()
+
+    def _index_facts(self) -> dict[str, Any] | None:
+        from colazip.archive.sidecar import facts
+
+        return facts(self)
+
+    def _index(self) -> tuple[SearchIndex | LargeIndex, np.ndarray]:
         """The index, and the part (counted over the archive) of each of its codes."""
+        if self._search_index is None and (sidecar := self._sidecar(strict=False)) is not None:
+            self._search_index = sidecar.vectors(self._search_codec().codebook)
         if self._search_index is None:
             from colazip.search import SearchIndex
 
@@ -485,11 +542,11 @@ class Archive:
                     codes,
                 )
 
-    def _hit(self, ordinal: int, score: float, passage: Passage) -> Hit:
+    def _hit(self, ordinal: int, score: float, passage: Passage, scores: Mapping[str, float]) -> Hit:
         group, row = self._store.place(ordinal)
         metadata = next(self._store.tables(group)[1].metadata(row, row + 1))
         name = self._store.names(group, row, row + 1)[0]
-        return Hit(name, score, metadata, passage.snippet, passage.text, passage.span)
+        return Hit(name, score, metadata, passage.snippet, passage.text, passage.span, scores)
 
     def _need(self, layer: str) -> None:
         if layer not in self.layers:
@@ -519,6 +576,11 @@ class Archive:
                 + ("open it without an embedder" if known is None else "open it with that embedder")
             )
         return embedder
+
+    @property
+    def _embeds_queries(self) -> bool:
+        """False for an archive of an embedder's vectors that was opened without it."""
+        return self.manifest.embedder is None or self._embedder is not None
 
     def _search_codec(self) -> SearchCodec:
         """Whose vectors the search codes stand for: the model, or the embedder that took its place."""

@@ -25,9 +25,12 @@ class Record:
 class Hit:
     """One record found by a search, or one passage of it.
 
-    score: cosine. snippet: one line of at most 160 characters of the passage that was found. text: all of
-    that passage, from the exact text, else the gist's reading, else empty. span: the passage's first byte and
-    end in the record; None in an archive without the exact text (its gist doesn't know).
+    score: what hits are ranked by: by meaning the cosine, by words BM25 (any number above 0, for comparison
+    within one query), by both a mixture from 0 to 1. scores: what that was made of, `cosine` and `bm25`, as
+    far as the record has them. snippet: one line of at most 160 characters of the passage that was found, by
+    words the one with most of them. text: all of that passage, from the exact text, else the gist's reading,
+    else empty. span: the passage's first byte and end in the record; None in an archive without the exact
+    text (its gist doesn't know).
     """
 
     id: str
@@ -36,6 +39,7 @@ class Hit:
     snippet: str
     text: str = ""
     span: tuple[int, int] | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

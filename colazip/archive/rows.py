@@ -63,6 +63,26 @@ class RowTable:
         """Ids as stored; None where a record goes by its ordinal."""
         return [None] * (stop - start) if self.ids is None else self.ids[start:stop].to_pylist()
 
+    def keys(self) -> set[str]:
+        """Metadata keys of the rows."""
+        found = {key for field, _ in self.columns if (key := _key(field)) is not None}
+        if len(found) < len(self.columns):
+            found.update(*self.metadata(0, self.records))
+        return found
+
+    def column(self, key: str) -> pa.Array | list[Any] | None:
+        """Values of one metadata key, null where a row lacks it; None if no row has it.
+
+        An array as it is stored, or a list of what its JSON stands for, which may be of any types.
+        """
+        for field, array in self.columns:
+            if _key(field) == key and not _is_json(field):
+                return array
+            if _key(field) == key or _is_whole(field):
+                alone = RowTable(self.records, None, None, ((field, array),))
+                return [row.get(key) for row in alone.metadata(0, self.records)]
+        return None
+
     def metadata(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Metadata of rows start to stop, as it was given."""
         try:

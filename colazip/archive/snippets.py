@@ -1,15 +1,16 @@
-"""What a search shows of its hits: the passages that search codes stand for. Decodes their blocks only."""
+"""What a search shows of its hits: passages. Decodes their blocks only."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from colazip.layers import GIST, Span
+from colazip.lexical import analyze
 
 if TYPE_CHECKING:
     from colazip.archive.reader import Archive
@@ -41,16 +42,11 @@ class _Place:
 def read_passages(archive: Archive, parts: np.ndarray, positions: Sequence[int]) -> list[Passage]:
     """The passages at some positions of the index. parts: of each code its part, counted over the archive."""
     places: dict[int, list[_Place]] = {}  # of each group
-    store = archive._store
     for rank, position in enumerate(positions):
         part = int(parts[position])
         first, end = (int(np.searchsorted(parts, part, side)) for side in ("left", "right"))
-        group = bisect_right(store.first_parts, part) - 1
-        table, _ = store.tables(group)
-        local = part - store.first_parts[group]
-        block = int(np.searchsorted(table.starts, local, side="right")) - 1
-        place = _Place(rank, block, local - int(table.starts[block]), position - first, end - first)
-        places.setdefault(group, []).append(place)
+        group, block, slot = _lies(archive, part)
+        places.setdefault(group, []).append(_Place(rank, block, slot, position - first, end - first))
     found = [Passage("", "", None)] * len(positions)
     for group, mine in places.items():
         blocks = list(dict.fromkeys(place.block for place in mine))
@@ -58,10 +54,7 @@ def read_passages(archive: Archive, parts: np.ndarray, positions: Sequence[int])
             exact = archive._decoded_blocks(group, blocks)
             spans = _spans(archive, [(place, exact[place.block][place.slot]) for place in mine])
             for place, span in zip(mine, spans, strict=True):
-                text = exact[place.block][place.slot][slice(*span)].decode("utf-8", "replace")
-                start = _offset(archive, group, place, exact[place.block])
-                whole = None if start is None else (start + span[0], start + span[1])
-                found[place.rank] = Passage(text, _snippet(text, place.at > 0), whole)
+                found[place.rank] = _exact(archive, group, place, exact[place.block], span)
         elif GIST in archive.layers:
             gists = archive._read_gists(group, blocks)
             readings = [gists[place.block][place.slot].encode() for place in mine]
@@ -70,6 +63,55 @@ def read_passages(archive: Archive, parts: np.ndarray, positions: Sequence[int])
                 text = reading[slice(*span)].decode("utf-8", "replace")
                 found[place.rank] = Passage(text, _snippet(text, place.at > 0), None)
     return found
+
+
+def read_matches(archive: Archive, parts: Sequence[int], query: str) -> list[Passage]:
+    """Of each part, counted over the archive, the passage with most of the query's words, or the first such.
+
+    The archive has its exact text. Passages are cut as its codec would: no codes are read for it.
+    """
+    places: dict[int, list[_Place]] = {}  # of each group
+    for rank, part in enumerate(parts):
+        group, block, slot = _lies(archive, part)
+        places.setdefault(group, []).append(_Place(rank, block, slot, 0, 1))
+    words = set(analyze(query))
+    found = [Passage("", "", None)] * len(parts)
+    for group, mine in places.items():
+        exact = archive._decoded_blocks(group, list(dict.fromkeys(place.block for place in mine)))
+        texts = [exact[place.block][place.slot] for place in mine]
+        for place, text, spans in zip(mine, texts, archive._model().passages(texts), strict=True):
+            at, span = _most_words(text, spans or [(0, len(text))], words)
+            found[place.rank] = _exact(archive, group, replace(place, at=at), exact[place.block], span)
+    return found
+
+
+def _most_words(text: bytes, spans: Sequence[Span], words: set[str]) -> tuple[int, Span]:
+    """The passage of a part with most of some words, and its number."""
+    if len(spans) == 1:
+        return 0, spans[0]
+    shared = [
+        len(words.intersection(analyze(text[slice(*span)].decode("utf-8", "replace")))) for span in spans
+    ]
+    at = shared.index(max(shared))
+    return at, spans[at]
+
+
+def _lies(archive: Archive, part: int) -> tuple[int, int, int]:
+    """(group, block, slot) of a part, counted over the archive."""
+    store = archive._store
+    group = bisect_right(store.first_parts, part) - 1
+    table, _ = store.tables(group)
+    local = part - store.first_parts[group]
+    block = int(np.searchsorted(table.starts, local, side="right")) - 1
+    return group, block, local - int(table.starts[block])
+
+
+def _exact(archive: Archive, group: int, place: _Place, parts: Sequence[bytes], span: Span) -> Passage:
+    """A passage of exact text. parts: of its block. span: in its part."""
+    text = parts[place.slot][slice(*span)].decode("utf-8", "replace")
+    start = _offset(archive, group, place, parts)
+    whole = None if start is None else (start + span[0], start + span[1])
+    return Passage(text, _snippet(text, place.at > 0), whole)
 
 
 def _spans(archive: Archive, found: Sequence[tuple[_Place, bytes]]) -> list[Span]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import zlib
@@ -70,6 +71,8 @@ class Store:
             size = min(FOOTER.size, self.file_bytes)
             length, crc = check_footer(self.read(self.file_bytes - size, size), self.file_bytes)
             packed = self.read(self.file_bytes - FOOTER.size - length, length)
+            # The manifest holds a checksum of every section, so its hash stands for the whole file.
+            self.fingerprint = hashlib.sha256(packed).hexdigest()
             return load_manifest(packed, crc, self.file_bytes, version)
         except FormatError as error:
             raise type(error)(f"{self.path}: {error}") from error
@@ -184,6 +187,19 @@ class Store:
             order = np.argsort(joined, kind="stable")
             self._id_index = joined[order], np.concatenate(ordinals)[order]
         return self._id_index
+
+    def records_of(self, parts: np.ndarray) -> np.ndarray:
+        """Ordinals of the records that own these parts (counted over the archive). int64 [n] -> int64 [n]."""
+        groups = np.searchsorted(self.first_parts, parts, side="right") - 1
+        records = np.empty(len(parts), dtype=np.int64)
+        for group in map(int, np.unique(groups)):
+            chosen = groups == group
+            local = parts[chosen] - self.first_parts[group]
+            info = self.manifest.groups[group]
+            # Where each record is one part, as in most archives, the tables needn't be read.
+            rows = local if info.records == info.parts else self.tables(group)[1].row_of(local)
+            records[chosen] = self.first_records[group] + rows
+        return records
 
     def place(self, ordinal: int) -> tuple[int, int]:
         """(group, row) of the record of an ordinal."""

@@ -99,7 +99,7 @@ def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
     for key, value in facts.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _lines(value, f"{key}.")
+            yield from _lines(value, f"{prefix}{key}.")
         elif isinstance(value, bool) or value is None:
             yield name, "-" if value is None else "yes" if value else "no"
         elif isinstance(value, int):

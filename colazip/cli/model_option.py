@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from colazip.errors import UsageError
+
 if TYPE_CHECKING:
     from colazip.archive import Archive
     from colazip.layers import ArchiveCodec
@@ -45,17 +47,20 @@ def model_options(function: F) -> F:
     return model(threads_option(function))
 
 
-def load_codec(model: str | None) -> ArchiveCodec:
-    """The codec of the model folder `model` (None: the embedded default).
+def load_codec(model: str | None, *, detail: int = 0) -> ArchiveCodec:
+    """The codec of the model folder `model` (None: the embedded default), writing gists of this detail.
 
-    A program that runs commands in its own process may hand a codec over: `main(argv, codec)`.
+    A program that runs commands in its own process may hand a codec over: `main(argv, codec)`. It writes as
+    it was made: UsageError for another detail than 0.
     """
     given = _given_codec()
     if given is not None:
+        if detail:
+            raise UsageError(f"--detail {detail}: the codec of this program was made for one detail")
         return given
     from colazip.codec import Codec
 
-    return Codec.from_pretrained(model)
+    return Codec.from_pretrained(model, detail=detail)
 
 
 def open_archive(path: str, model: str | None = None) -> Archive:

@@ -9,7 +9,7 @@ import click
 
 from colazip.cli.console import Console, data_output, size
 from colazip.cli.model_option import threads_option
-from colazip.cli.options import console_options, force_option, preset_option
+from colazip.cli.options import check_detail, console_options, detail_option, force_option, preset_option
 from colazip.errors import UsageError
 
 SUFFIX = ".cz"
@@ -19,16 +19,22 @@ SUFFIX = ".cz"
 @click.argument("file", default="-")
 @click.option("-o", "--output", metavar="OUT", help=f"File to write, or '-'. [default: FILE{SUFFIX}]")
 @preset_option
+@detail_option
 @force_option
 @threads_option
 @console_options
-def compress(file: str, output: str | None, preset: str, force: bool, console: Console) -> None:
+def compress(
+    file: str, output: str | None, preset: str, detail: int | None, force: bool, console: Console
+) -> None:
     """Compress FILE, or standard input, to one blob, exactly. The source is kept."""
+    from colazip.presets import choose
+
+    chosen_detail = check_detail(detail, choose(preset, None)[0])
     output = output or ("-" if file == "-" else file + SUFFIX)
     data = _transfer(file, output, force, binary=True)
     import colazip
 
-    blob = colazip.compress(data, preset)
+    blob = colazip.compress(data, preset, detail=chosen_detail)
     _write(blob, output, force)
     if output != "-":
         console.note(

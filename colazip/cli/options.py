@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
 from colazip.cli.console import Console
+from colazip.errors import UsageError
 from colazip.sampling import MAX_GUIDANCE, MAX_STEPS, SOLVERS, Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +30,13 @@ preset_option = click.option(
     show_default=True,
     help="Speed against size. small: coded by the model. fast, balanced: the exact text kept by zstd with "
     "the model's dictionary, without a gist; balanced takes more effort.",
+)
+detail_option = click.option(
+    "--detail",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="How much the gist says: 0 names the most tokens, higher numbers fewer, the model says how many "
+    "there are. The text that comes back exactly is the same. [default: 0]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
@@ -81,6 +89,15 @@ def sampling_options(function: F) -> F:
         return function(*args, sampling=Sampling(steps, solver, guidance, seed), **kwargs)
 
     return command  # type: ignore[return-value]
+
+
+def check_detail(detail: int | None, layers: Sequence[str]) -> int:
+    """The detail to write gists with. Raises UsageError if one was asked for and no gist is written."""
+    from colazip.layers import GIST
+
+    if detail is not None and GIST not in layers:
+        raise UsageError(f"--detail {detail}: says what a gist names, and none is written here")
+    return detail or 0
 
 
 def layer_list(

@@ -10,7 +10,14 @@ import click
 
 from colazip.cli.console import Console, amount, size
 from colazip.cli.model_option import load_codec, model_options
-from colazip.cli.options import console_options, force_option, layer_list, preset_option
+from colazip.cli.options import (
+    check_detail,
+    console_options,
+    detail_option,
+    force_option,
+    layer_list,
+    preset_option,
+)
 from colazip.cli.progress import Progress
 from colazip.errors import UsageError
 
@@ -27,6 +34,7 @@ from colazip.errors import UsageError
     "[default: all of them]",
 )
 @preset_option
+@detail_option
 @click.option(
     "--format",
     type=click.Choice(["auto", "text", "lines", "jsonl", "csv", "parquet"]),
@@ -54,6 +62,7 @@ def pack(
     force: bool,
     layers: tuple[str, ...] | None,
     preset: str,
+    detail: int | None,
     format: str,
     text_column: str | None,
     id_column: str | None,
@@ -79,7 +88,7 @@ def pack(
         raise UsageError(
             "an archive can't be written to standard output; name a file, or use 'colazip compress'"
         )
-    choose(preset, layers)
+    chosen_detail = check_detail(detail, choose(preset, layers)[0])
     check_free(output, force)
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(output):
@@ -96,7 +105,7 @@ def pack(
             summary = Archive.pack(
                 output,
                 opened.records,
-                codec=load_codec(model),
+                codec=load_codec(model, detail=chosen_detail),
                 layers=layers,
                 preset=preset,
                 overwrite=force,

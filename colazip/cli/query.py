@@ -67,29 +67,54 @@ def get(
 @click.argument("archive")
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits at most.")
+@click.option(
+    "--mode",
+    type=click.Choice(["semantic", "lexical", "hybrid"]),
+    help="Rank by meaning, by words in common, or by both. [default: hybrid where 'colazip index' was run, "
+    "else semantic]",
+)
+@click.option(
+    "--where",
+    metavar="FILTER",
+    help="Only records whose metadata pass, as in \"year >= 2020 and lang = 'en'\"; also in, between, like, "
+    "is null, not, or, parentheses.",
+)
+@click.option("--no-snippets", is_flag=True, help="Don't decode the hits: ids and scores at once.")
 @click.option("--passages", is_flag=True, help="Show passages, not records: several of one perhaps.")
 @json_option
 @model_options
 @console_options
 def search(
-    archive: str, query: str, k: int, passages: bool, as_json: bool, model: str | None, console: Console
+    archive: str,
+    query: str,
+    k: int,
+    mode: str | None,
+    where: str | None,
+    no_snippets: bool,
+    passages: bool,
+    as_json: bool,
+    model: str | None,
+    console: Console,
 ) -> None:
-    """Find records by meaning, best first: score (cosine), id, and the start of the passage that matches.
+    """Find records, best first: score, id, and the start of the passage that matches.
 
-    A long record is searched by passages and ranks by its best one. JSON is a list of objects with id, score,
+    The score is the cosine by meaning, BM25 by words, and between 0 and 1 by both. A long record is searched
+    by passages and ranks by its best one. JSON is a list of objects with id, score, scores (cosine, bm25),
     metadata, snippet and span: the passage's first byte and end in the record, null without the exact text.
-    Records that are no text to the model (binary, scripts it never saw) have no vector and are not found.
+    Records that are no text to the model (binary, scripts it never saw) have no vector and are not found by
+    meaning.
     """
     if not query.strip():
         raise UsageError("the query is empty; give some words")
     with open_archive(archive, model) as opened:
-        hits = opened.search(query, k, group=not passages)
+        hits = opened.search(query, k, mode, where, group=not passages, snippets=not no_snippets)
     if as_json:
         write_json(
             [
                 {
                     "id": hit.id,
-                    "score": float(hit.score),
+                    "score": hit.score,
+                    "scores": hit.scores,
                     "metadata": hit.metadata,
                     "snippet": hit.snippet,
                     "span": hit.span,
@@ -102,7 +127,7 @@ def search(
         console.note(f"no hits in {archive}")
     width = max((len(printable(hit.id)) for hit in hits), default=0)
     for hit in hits:
-        click.echo(f"{hit.score:6.3f}  {printable(hit.id):<{width}}  {printable(hit.snippet)}")
+        click.echo(f"{hit.score:6.3f}  {printable(hit.id):<{width}}  {printable(hit.snippet)}".rstrip())
 
 
 @click.command()
@@ -111,7 +136,7 @@ def search(
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1),
-    help="How far from the record: 0 is its gist as it stands, 1 nothing of it. [default: 0.3]",
+    help="How far from the record: 0 is its gist reading, 1 nothing of it. [default: 0.3]",
 )
 @click.option("--fill", is_flag=True, help="Instead, take patches of the gist away and fill them in anew.")
 @click.option(
@@ -141,10 +166,10 @@ def regenerate(
     model: str | None,
     console: Console,
 ) -> None:
-    """Write a variant of a record: its gist, noised and denoised by the model's prior.
+    """Write a variant of a record: the latents of its gist reading, noised and denoised by the model's prior.
 
-    A patch is a few neighbouring tokens, four in the model of the package. What the prior writes is a
-    reading of latents, as the gist is: near to text of the kind, not proofread.
+    A patch is a few neighbouring tokens, four in the model of the package. What the prior draws is read as
+    the nearest tokens: near to text of the kind, not proofread.
     """
     if sum((strength is not None, fill, more is not None)) > 1:
         raise UsageError("--strength, --fill and --continue exclude each other; give one")

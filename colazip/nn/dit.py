@@ -93,7 +93,7 @@ class DiT(nn.Module):
         self.head_width = width // stack.heads
         self.enter = nn.Linear(channels, width)
         # What a sum of the values can't say: hinges, as any function of one value is linear in them (a text's
-        # latents are cells, and neighbouring cells need not be alike), and what is known of the values.
+        # latents are places of tokens, and neighbours need not be alike), and what is known of the values.
         self.register_buffer("knots", torch.linspace(-2.0, 2.0, _KNOTS), persistent=False)
         self.bend = nn.Sequential(
             nn.Linear((_KNOTS + 2) * channels, width), nn.GELU(), nn.Linear(width, width)

@@ -258,7 +258,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches of about `patches` latents each, segments of like length together.
+    """Endless batches of about `patches` patches each, segments of like length together.
 
     The order depends on the seed alone, so `skip` batches in is where a resumed run goes on. Of `world`
     processes each gets every `world`-th batch of that one order, from its `rank` on; `skip` counts the

@@ -42,13 +42,46 @@ def test_get_json_of_bytes(fails) -> None:
 
 def test_search(run: Run) -> None:
     hits = json.loads(run("search", "a.cola", "bread needs flour and water.", "-k", "2", "--json").out)
-    assert [set(hit) for hit in hits] == [{"id", "score", "metadata", "snippet", "span"}] * 2
+    assert [set(hit) for hit in hits] == [{"id", "score", "scores", "metadata", "snippet", "span"}] * 2
+    assert hits[0]["scores"] == {"cosine": hits[0]["score"]}
     assert (hits[0]["id"], hits[0]["metadata"]) == ("bread", {"n": 1})
     assert hits[0]["score"] >= hits[1]["score"]
     assert hits[0]["span"] == [0, len(TEXTS["bread"])]
     shown = run("search", "a.cola", "café")
     assert len(shown.text.splitlines()) == 3
     assert "\x1b" not in shown.text
+
+
+def test_search_by_words(run: Run, fails) -> None:
+    assert "colazip index a.cola" in fails("search", "a.cola", "flour", "--mode", "lexical")
+    made = run("index", "a.cola")
+    assert (made.code, made.out) == (0, b"")
+    assert "a.cola.index: " in made.error and "words" in made.error
+    hits = json.loads(run("search", "a.cola", "flour", "--mode", "lexical", "--json").out)
+    assert [hit["id"] for hit in hits] == ["bread"]
+    assert hits[0]["scores"] == {"bm25": hits[0]["score"]} and "flour" in hits[0]["snippet"]
+    hits = json.loads(run("search", "a.cola", "flour", "--json").out)
+    assert hits[0]["id"] == "bread" and hits[0]["scores"].keys() == {"bm25", "cosine"}
+    assert run("search", "a.cola", "flour", "--no-snippets").text.splitlines()[0].endswith("bread")
+    facts = json.loads(run("info", "a.cola", "--json").out)
+    assert facts["index"]["state"] == "current" and facts["index"]["bytes"]["words"] > 0
+    assert "index.bytes.words" in run("info", "a.cola").text
+    assert "index files" in run("verify", "a.cola").error
+    assert "--rebuild" in fails("index", "a.cola", code=2)
+    assert run("index", "a.cola", "--rebuild", "-q").error == ""
+    run("strip", "a.cola", "--drop", "exact", "-o", "a.cola", "-f")
+    assert "stale" in fails("search", "a.cola", "flour")
+    assert "stale" in run("info", "a.cola").text
+    assert run("search", "a.cola", "flour", "--mode", "semantic").code == 0
+
+
+def test_search_with_a_filter(run: Run, fails) -> None:
+    hits = json.loads(run("search", "a.cola", "bread", "--where", "n >= 1 and n < 2", "--json").out)
+    assert [hit["id"] for hit in hits] == ["bread"]
+    assert "no hits" in run("search", "a.cola", "bread", "--where", "n > 5").error
+    assert "the archive has n" in fails("search", "a.cola", "x", "--where", "year = 1", code=2)
+    assert "holds numbers" in fails("search", "a.cola", "x", "--where", "n = 'a'", code=2)
+    assert "expected a value" in fails("search", "a.cola", "x", "--where", "n =", code=2)
 
 
 def test_search_without_the_layer(run: Run, fails) -> None:

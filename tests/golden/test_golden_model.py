@@ -1,5 +1,5 @@
-"""A model, an archive and a blob of stream version 2: read and written the same on every machine. Those of
-version 1 are refused in plain words."""
+"""A model, an archive and blobs of stream version 3: read and written the same on every machine. Those of
+versions 1 and 2 are refused in plain words."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from colazip.codec import Codec
 from colazip.errors import FormatError, ModelMismatchError
 from colazip.layers import LAYERS, PLAIN
 from colazip.nn import exact
-from tests.golden.make_model_v2 import ARCHIVE, BLOB, HERE, MODEL, blob_text, records
+from tests.golden.make_model_v3 import ARCHIVE, BLOBS, HERE, MODEL, blob_text, records
 
-V1_ARCHIVE, V1_BLOB = HERE / "model-v1.cola", HERE / "model-v1.blob"
+OLD = pytest.mark.parametrize("version, model", [(1, "85930d7e"), (2, "7952d55e")])
 
 
 @contextmanager
@@ -70,12 +70,14 @@ def with_numpy_products() -> Iterator[None]:
 )
 def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) -> None:
     with arithmetic():
-        codec = Codec.from_pretrained(MODEL, passage_tokens=None)  # as in the days of archive format 1
+        codec = Codec.from_pretrained(MODEL)
         with Archive(ARCHIVE, codec) as archive:
             assert list(archive) == records()
-        assert codec.decode([BLOB.read_bytes()]) == [blob_text().encode()]
+        blobs = [path.read_bytes() for path in BLOBS]
+        assert codec.decode(blobs) == [blob_text().encode()] * len(blobs)
         Archive.pack(tmp_path / "again.cola", records(), codec=codec)
-        assert codec.encode([blob_text()]) == [BLOB.read_bytes()]
+        for detail, blob in enumerate(blobs):
+            assert Codec(codec.model, detail=detail).encode([blob_text()]) == [blob]
     assert model_layers(tmp_path / "again.cola") == model_layers(ARCHIVE)
 
 
@@ -108,26 +110,30 @@ def test_plain_blobs_of_version_1_are_read() -> None:
             codec.decode([blob[:-1] + bytes([blob[-1] ^ 1])])
 
 
-def test_blobs_of_version_1_are_refused() -> None:
+@OLD
+def test_older_blobs_are_refused(version: int, model: str) -> None:
     codec = Codec.from_pretrained(MODEL)
+    blob = (HERE / f"model-v{version}.blob").read_bytes()
     for call in (codec.decode, codec.read):
         with pytest.raises(
-            ModelMismatchError, match=r"model 85930d7e….*this one is " + codec.id[:8]
+            ModelMismatchError, match=f"model {model}….*this one is " + codec.id[:8]
         ) as caught:
-            call([V1_BLOB.read_bytes()])
+            call([blob])
         assert "\n" not in str(caught.value)
 
 
-def test_archives_of_version_1_are_refused() -> None:
+@OLD
+def test_older_archives_are_refused(version: int, model: str) -> None:
     codec = Codec.from_pretrained(MODEL)
     with pytest.raises(ModelMismatchError, match="model") as caught:
-        Archive(V1_ARCHIVE, codec)
+        Archive(HERE / f"model-v{version}.cola", codec)
     message = str(caught.value)
-    assert "85930d7e" in message and codec.id[:8] in message and "\n" not in message
+    assert model in message and codec.id[:8] in message and "\n" not in message
 
 
-def test_archives_of_version_1_still_show_what_needs_no_model() -> None:
-    with Archive(V1_ARCHIVE) as archive:
-        assert list(archive.ids()) == [r.id for r in records()[:16]]
+@OLD
+def test_older_archives_still_show_what_needs_no_model(version: int, model: str) -> None:
+    with Archive(HERE / f"model-v{version}.cola") as archive:
+        assert list(archive.ids())[:16] == [r.id for r in records()[:16]]
         assert archive.metadata("r3") == records()[3].metadata
-        assert archive.model_id.startswith("85930d7e")
+        assert archive.model_id.startswith(model)

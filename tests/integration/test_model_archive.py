@@ -11,8 +11,9 @@ import torch
 from colazip import Archive, Record, Sampling
 from colazip.errors import ColazipError, MissingLayerError, ModelMismatchError
 from colazip.layers import GIST, SEARCH
+from tests.cli.conftest import process
 from tests.plain_codec import PlainCodec
-from tests.tiny_model import passages, tiny_codec
+from tests.tiny_model import passages, tiny_codec, tiny_folder
 
 
 def records(count: int = 30) -> list[Record]:
@@ -38,6 +39,22 @@ def test_same_archive_bytes_for_any_batch_size_and_thread_count(tmp_path: Path) 
     with Archive(tmp_path / "2-7.cola", tiny_codec(64)) as archive:
         assert list(archive) == rows
         archive.verify()
+
+
+def test_every_detail_from_the_command_line(tmp_path: Path) -> None:
+    text, sizes = " ".join(passages()[:6]).encode(), []
+    (tmp_path / "text").write_bytes(text)
+    model = ("--model", str(tiny_folder()))
+    for detail in range(3):
+        packed = ("pack", "text", "-o", f"{detail}.cola", "--layers", "gist,exact", "--detail", str(detail))
+        assert process(*packed, *model, cwd=tmp_path).returncode == 0
+        with Archive(tmp_path / f"{detail}.cola", tiny_codec()) as archive:
+            assert archive.get("text") == text
+            sizes.append(archive.info()["bytes"]["gist"])
+    assert sizes[0] > sizes[1] > sizes[2]
+    refused = process("pack", "text", "-o", "3.cola", "--detail", "3", *model, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count(b"\n") == 1
+    assert b"gists of detail 0 to 2" in refused.stderr and not (tmp_path / "3.cola").exists()
 
 
 def test_a_record_longer_than_a_block(tmp_path: Path) -> None:

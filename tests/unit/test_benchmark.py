@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import lengths
-from benchmarks.archives import largest_growth, measure_layers, measure_source
+from benchmarks.archives import Variant, largest_growth, measure_layers, measure_source, variants
 from benchmarks.corpus import evenly_spaced, read_corpus
 from benchmarks.plot import Line, bar_chart, line_chart, svg
-from benchmarks.search import figures
+from benchmarks.retrieval import figures
 from colazip.demo import handbook
 from colazip.errors import InputError
-from colazip.layers import LAYERS
+from colazip.layers import SEARCH
+from colazip.presets import SMALL
 from tests.plain_codec import PlainCodec
 from tests.tiny_model import tiny_codec
 
@@ -84,24 +85,25 @@ def test_corpus_samples_evenly(parquet: Path) -> None:
 
 def test_archives_are_counted_as_they_lie_on_disk(tmp_path: Path) -> None:
     records = [p.text.encode() for p in handbook()[:20]] + [b"\xff\xfe\x00", b""]
-    measured, info = measure_layers(records, LAYERS, PlainCodec(), tmp_path / "all")
+    measured, info = measure_layers(records, variants(1)[0], PlainCodec(), tmp_path / "all")
     assert measured.total_bytes == (tmp_path / "all").stat().st_size == sum(info["bytes"].values())
     assert measured.raw_bytes == sum(map(len, records))
-    search, _ = measure_layers(records, ["search"], PlainCodec(), tmp_path / "search")
+    search, _ = measure_layers(records, Variant(SMALL, (SEARCH,)), PlainCodec(), tmp_path / "search")
     assert search.total_bytes < measured.total_bytes
+    assert (measured.name, search.name) == ("colazip exact + gist + search", "colazip search")
     row = measure_source("mixed", records, PlainCodec(), tmp_path / "source")
     assert (row.records, row.parts, row.plain_parts) == (22, 22, 1)
     assert row.file_bytes == measured.total_bytes
 
 
 def test_retrieval_figures_against_known_rankings() -> None:
-    scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.5, 0.9]])
-    assert figures(scores, [{0: 1.0}, {2: 1.0}]) == (1.0, 1.0)
-    ndcg, recall = figures(scores, [{1: 1.0}, {0: 1.0}])
+    ranking = [[0, 1, 2], [2, 1, 0]]
+    assert figures(ranking, [{0: 1.0}, {2: 1.0}]) == (1.0, 1.0)
+    ndcg, recall = figures(ranking, [{1: 1.0}, {0: 1.0}])
     assert ndcg == pytest.approx((1 / np.log2(3) + 1 / np.log2(4)) / 2)
     assert recall == 1.0
-    many = np.arange(20.0)[None]
-    assert figures(many, [{0: 1.0, 19: 1.0}])[1] == 0.5
+    assert figures([list(range(19, -1, -1))], [{0: 1.0, 19: 1.0}])[1] == 0.5
+    assert figures([[]], [{0: 1.0}]) == (0.0, 0.0)
 
 
 def test_records_by_length() -> None:
@@ -136,3 +138,13 @@ def test_growth_is_that_of_the_worst_blob() -> None:
     blobs = codec.encode(records)
     grown = [len(b) - len(r) for b, r in zip(blobs, records, strict=True)]
     assert largest_growth(records, codec) == max(grown) <= 8
+
+
+def test_a_variant_for_each_detail() -> None:
+    names = [way.name for way in variants(3)]
+    assert len(set(names)) == len(names) == 8
+    assert [n for n in names if n.startswith("colazip gist")] == [
+        "colazip gist + search",
+        "colazip gist of detail 1 + search",
+        "colazip gist of detail 2 + search",
+    ]

@@ -89,3 +89,18 @@ def test_nothing_to_find() -> None:
     assert len(index.search(query, 0)[0]) == 0
     assert len(index.search(query * np.float32(np.nan), 5)[0]) == 0
     assert len(brute_force(codebook, codes[:0], owners[:0], query, 5)[0]) == 0
+
+
+@given(
+    st.integers(0, 2**32), st.integers(0, 2000), st.sampled_from([0.0, 0.01, 0.5, 1.0]), st.integers(1, 50)
+)
+@settings(max_examples=30, deadline=None)
+def test_filtered_equals_brute_force_over_what_is_left(seed, count, share, k) -> None:
+    codebook, codes, owner, query = make(seed, 4, 2, count, 300, 0.5)
+    allowed = np.random.default_rng(seed).random(300) < share
+    kept = np.flatnonzero(allowed[owner]) if count else np.empty(0, dtype=np.int64)
+    _, scores = brute_force(codebook, codes[kept], owner[kept], query, k)
+    positions, found = index_of(codebook, codes, owner).search(query, k, allowed)
+    assert len(positions) == min(k, len(np.unique(owner[kept])))
+    np.testing.assert_allclose(found, scores, atol=1e-5)
+    assert allowed[owner[positions]].all()

@@ -1,9 +1,9 @@
-"""Makes the golden model, archive and blob of stream version 2: once, never to mend a test.
+"""Makes the golden model, archive and blob of stream version 3: once, never to mend a test.
 
-Run from the root of the repository: python -m tests.golden.make_model_v2
+Run from the root of the repository: python -m tests.golden.make_model_v3
 
-A new stream version gets a script and files of its own. Of version 1, whose networks no release has any more,
-archive and blob are kept as files to refuse.
+A new stream version gets a script and files of its own. Of versions 1 and 2, whose networks no release has any
+more, archive and blob are kept as files to refuse.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from colazip.codec import Codec
 from tests.tiny_model import passages, tiny_folder
 
 HERE = Path(__file__).parent
-MODEL, ARCHIVE, BLOB = HERE / "model-v2", HERE / "model-v2.cola", HERE / "model-v2.blob"
+MODEL, ARCHIVE = HERE / "model-v3", HERE / "model-v3.cola"
+BLOBS = [HERE / f"model-v3-detail-{detail}.blob" for detail in range(3)]
 
 
 def records() -> list[Record]:
@@ -36,10 +37,11 @@ def main() -> None:
     if MODEL.exists():
         shutil.rmtree(MODEL)
     shutil.copytree(tiny_folder(), MODEL)
-    (MODEL / "README.md").write_text("Made by `python -m tests.golden.make_model_v2`; for tests alone.\n")
+    (MODEL / "README.md").write_text("Made by `python -m tests.golden.make_model_v3`; for tests alone.\n")
     codec = Codec.from_pretrained(MODEL)
     Archive.pack(ARCHIVE, records(), codec=codec, overwrite=True)
-    BLOB.write_bytes(codec.encode([blob_text()])[0])
+    for detail, path in enumerate(BLOBS):
+        path.write_bytes(Codec.from_pretrained(MODEL, detail=detail).encode([blob_text()])[0])
 
 
 if __name__ == "__main__":

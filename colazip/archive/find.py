@@ -1,0 +1,164 @@
+"""Search in an archive: by meaning, by words, or both; among all records or those that a filter lets pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from colazip.archive.filters import passing
+from colazip.archive.record import Hit
+from colazip.archive.snippets import Passage, read_matches, read_passages
+from colazip.errors import UsageError
+from colazip.fusion import depth, fuse
+from colazip.layers import SEARCH
+
+if TYPE_CHECKING:
+    from colazip.archive.reader import Archive
+    from colazip.lexical import LexicalIndex
+
+SEMANTIC, LEXICAL, HYBRID = "semantic", "lexical", "hybrid"
+MODES = (SEMANTIC, LEXICAL, HYBRID)
+
+COSINE, BM25 = "cosine", "bm25"
+_FIRST_FETCH, _FETCH_EACH = 64, 4
+
+
+@dataclass
+class Found:
+    """Records and the passage of each that matched best, best record first: all arrays [n].
+
+    positions: of the passage's code in the index; -1 where a part was found by its words.
+    parts: counted over the archive. scores: what the score was made of, by name; NaN where a side has none.
+    """
+
+    records: np.ndarray
+    positions: np.ndarray
+    parts: np.ndarray
+    score: np.ndarray
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def find(
+    archive: Archive, query: str, k: int, mode: str | None, where: str | None, *, group: bool, snippets: bool
+) -> list[Hit]:
+    """What `Archive.search` does."""
+    if k < 1:
+        raise UsageError(f"k must be at least 1, not {k}")
+    mode = choose_mode(archive, mode, group)
+    allowed = None if where is None else passing(archive._store, where)
+    query = query.encode("utf-8", "replace").decode()
+    if not query.strip() or not len(archive) or (allowed is not None and not allowed.any()):
+        return []
+    found = _BY_MODE[mode](archive, query, k, allowed, group)
+    passages = _passages(archive, found, query) if snippets else [Passage("", "", None)] * len(found.parts)
+    hits = []
+    for at, (record, passage) in enumerate(zip(map(int, found.records), passages, strict=True)):
+        scores = {
+            name: float(values[at]) for name, values in found.scores.items() if values[at] == values[at]
+        }
+        hits.append(archive._hit(record, float(found.score[at]), passage, scores))
+    return hits
+
+
+def choose_mode(archive: Archive, mode: str | None, group: bool) -> str:
+    """The mode to search in: None is hybrid where the archive has an index of its words (lexical where there
+    are no codes, or nothing to embed the query with), else semantic.
+
+    Raises UsageError for no mode, MissingLayerError or SearchIndexError where it can't be searched so.
+    """
+    if mode is not None and mode not in MODES:
+        raise UsageError(f"mode {mode!r} is none of {', '.join(MODES)}")
+    if not group and mode not in (None, SEMANTIC):
+        raise UsageError("passages of one record are told apart by meaning: search with mode semantic")
+    if mode is None and not group:
+        mode = SEMANTIC
+    elif mode is None:
+        sidecar = archive._sidecar()
+        has_words = sidecar is not None and sidecar.has_words
+        by_meaning = SEARCH in archive.layers and archive._embeds_queries
+        mode = (HYBRID if by_meaning else LEXICAL) if has_words else SEMANTIC
+    elif mode != SEMANTIC:
+        archive._words()
+    if mode != LEXICAL:
+        archive._need(SEARCH)
+    return mode
+
+
+def _semantic(archive: Archive, query: str, k: int, allowed: np.ndarray | None, group: bool) -> Found:
+    index, parts = archive._index()
+    vector = archive._search_codec().vectors([query])[0]
+    positions, scores = index.search(vector, k, allowed, group)
+    records = index.owners[positions].astype(np.int64)
+    return Found(records, positions, parts[positions], scores, {COSINE: scores})
+
+
+def _lexical(archive: Archive, query: str, k: int, allowed: np.ndarray | None, group: bool) -> Found:
+    return _by_words(archive, archive._words(), query, k, allowed)
+
+
+def _by_words(archive: Archive, words: LexicalIndex, query: str, k: int, allowed: np.ndarray | None) -> Found:
+    """The k best records, by the best part of each: parts are asked for until k records are among them."""
+    fetch = max(_FIRST_FETCH, _FETCH_EACH * k)
+    while True:
+        parts, scores = words.search(query, fetch)
+        records = archive._store.records_of(parts)
+        _, first = np.unique(records, return_index=True)
+        kept = np.sort(first)
+        if allowed is not None:
+            kept = kept[allowed[records[kept]]]
+        kept = kept[:k]
+        if len(kept) == k or len(parts) < fetch:
+            whole = np.full(len(kept), -1, dtype=np.int64)
+            return Found(records[kept], whole, parts[kept], scores[kept], {BM25: scores[kept]})
+        fetch *= 4
+
+
+def _hybrid(archive: Archive, query: str, k: int, allowed: np.ndarray | None, group: bool) -> Found:
+    """Candidates of both sides; one that only the words found has its cosine all the same."""
+    by_words = _by_words(archive, archive._words(), query, depth(k), allowed)
+    index, parts = archive._index()
+    vector = archive._search_codec().vectors([query])[0]
+    positions, _ = index.search(vector, depth(k), allowed)
+    records = np.union1d(by_words.records, index.owners[positions].astype(np.int64))
+    places, cosine = index.cosines(vector, records)
+    bm25 = np.zeros(len(records), dtype=np.float32)
+    at = np.searchsorted(records, by_words.records)
+    bm25[at] = by_words.score
+    nearest = parts[np.maximum(places, 0)] if len(parts) else np.zeros(len(records), dtype=np.int64)
+    best_parts = np.where(places >= 0, nearest, -1).astype(np.int64)
+    # A hit shows its passage nearest in meaning, or the part that has the words where that is another.
+    places[at[best_parts[at] != by_words.parts]] = -1
+    best_parts[at] = by_words.parts
+    score = fuse(bm25, cosine)
+    order = np.argsort(-score, kind="stable")[:k]
+    found = {BM25: np.where(bm25 > 0, bm25, np.nan)[order], COSINE: cosine[order]}
+    return Found(records[order], places[order], best_parts[order], score[order], found)
+
+
+def _passages(archive: Archive, found: Found, query: str) -> list[Passage]:
+    """What each hit shows: the passage of its code, or of the part that was found by its words the one with
+    most of them."""
+    shown = [Passage("", "", None)] * len(found.parts)
+    worded, coded = np.flatnonzero(found.positions < 0), np.flatnonzero(found.positions >= 0)
+    if len(worded):
+        for rank, passage in zip(
+            worded, read_matches(archive, found.parts[worded].tolist(), query), strict=True
+        ):
+            shown[rank] = passage
+    if len(coded):
+        _, parts = archive._index()
+        for rank, passage in zip(
+            coded, read_passages(archive, parts, found.positions[coded].tolist()), strict=True
+        ):
+            shown[rank] = passage
+    return shown
+
+
+_BY_MODE: dict[str, Callable[..., Found]] = {
+    SEMANTIC: _semantic,
+    LEXICAL: _lexical,
+    HYBRID: _hybrid,
+}
