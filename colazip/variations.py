@@ -26,9 +26,11 @@ def denoise(
     prior inside the cells that are known.
 
     detail: read the gist as if it had been written with this one; None takes it as it is. Raises UsageError
-    if it was written with less.
+    if it was written with less, or there is none such.
     """
     prior, cells = Prior.from_codec(codec), codec.model.cells
+    if detail is not None and not 0 <= detail < cells.details:
+        raise UsageError(f"detail {detail}: gists of this model have 0 to {cells.details - 1}")
     result = []
     for block in blocks:
         gists = codec.gists(block)

@@ -27,6 +27,7 @@ TEXT = "The harbour was quiet in the morning, and the boats lay side by side, wa
         (("regenerate", "a.cola", "x", "--seed", "-1"), "--seed"),
         (("regenerate", "a.cola", "x", "--guidance", "nan"), "guidance"),
         (("unpack", "a.cola", "--denoise"), "--from gist"),
+        (("unpack", "a.cola", "--from", "gist", "--detail", "1"), "--denoise"),
     ],
 )
 def test_wrong_usage(fails: Callable[..., str], arguments: tuple[str, ...], said: str) -> None:
@@ -58,5 +59,7 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
     )
     outside = run("regenerate", "a.cola", "boat", "--fill", "--missing", "9999", *quick, code=2)
     assert b"patches" in outside and outside.count(b"\n") == 1
-    nothing = run("unpack", "a.cola", "--from", "gist", "--denoise", "--planes", "2", "-o", "-", code=2)
-    assert b"nothing to denoise" in nothing and nothing.count(b"\n") == 1
+    more = ("unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick)
+    assert run(*more, "--detail", "0") == denoised
+    outside = run(*more, "--detail", "9", code=2)
+    assert b"detail" in outside and outside.count(b"\n") == 1
