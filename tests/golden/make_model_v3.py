@@ -2,8 +2,8 @@
 
 Run from the root of the repository: python -m tests.golden.make_model_v3
 
-A new stream version gets a script and files of its own. Of versions 1 and 2, whose networks no release has any
-more, archive and blob are kept as files to refuse.
+A new stream version gets a script and files of its own. Of versions 1 and 2, whose networks no release has
+any more, archive and blob are kept as files to refuse.
 """
 
 from __future__ import annotations
