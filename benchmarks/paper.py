@@ -263,8 +263,8 @@ def paper(
     table = torch.stack(long)
     prompts, answers = table[:, :PROMPT], table[:, PROMPT:]
     out.mkdir(parents=True, exist_ok=True)
-    TokenStore.build(out / "train", read_texts(data, text_column), tokenizer, None)
-    TokenStore.build(out / "validation", read_texts([test], text_column), tokenizer, None)
+    TokenStore.build(out / "train", read_texts(data, text_column), tokenizer)
+    TokenStore.build(out / "validation", read_texts([test], text_column), tokenizer)
     store = open_tokens([out / "train"], out, tokenizer, text_column)
     pairs = []
     for width in sizes:

@@ -45,8 +45,6 @@ from colazip.train.optimize import (
 _CHUNK = 1 << 22  # tokens looked at at once
 _LN2 = 0.6931471805599453
 
-_LANE = 1024  # tokens; decides the block memory's guesses, which this model does not use
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -157,7 +155,7 @@ def open_tokens(data: Sequence[Path], folder: Path, tokenizer: Tokenizer, column
     if len(data) == 1 and data[0].is_dir():
         store = TokenStore.open(data[0])
     else:
-        store = TokenStore.build(folder, read_texts(data, column), tokenizer, _LANE)
+        store = TokenStore.build(folder, read_texts(data, column), tokenizer)
     total = 0
     for at in range(0, len(store.tokens), _CHUNK):
         tokens = np.asarray(store.tokens[at : at + _CHUNK])

@@ -88,7 +88,7 @@ def base() -> Recipe:
         small.model,
         name="base",
         decoder=StackConfig(512, 4, 8),
-        coder=StackConfig(640, 8, 10),
+        coder=StackConfig(640, 11, 10),
         local_width=320,
         local_hidden=960,
         prior=StackConfig(384, 8, 6),

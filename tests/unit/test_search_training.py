@@ -107,11 +107,11 @@ def test_bags_sum_what_the_shipped_rows_sum(store: TokenStore, tiny_tokenizer: T
     packed, scale = pack_rows(
         np.random.default_rng(2).standard_normal((512 + WORDS, WIDTH)).astype(np.float32) * 20
     )
-    table = np.rint(unpack_rows(packed, WIDTH) * scale * 256) / 256
+    table = np.rint(unpack_rows(packed) * scale * 256) / 256
     bags = Bags(texts, tiny_tokenizer, WORDS).sums(torch.from_numpy(table.astype(np.float32)), range(5))
-    shipped = RowSums(packed, scale, WIDTH, tiny_tokenizer.table, WORDS)
+    shipped = RowSums(packed, scale, tiny_tokenizer.table, WORDS)
     for mine, tokens in zip(bags.numpy(), texts, strict=True):
-        assert np.allclose(mine, shipped.sums(tokens), atol=0.01)
+        assert np.allclose(mine, shipped.patches(np.asarray(tokens, np.int64), 4).sum(0), atol=0.01)
 
 
 @pytest.mark.parametrize("taught", [True, False])

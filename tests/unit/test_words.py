@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,20 +65,26 @@ def test_packed_rows_come_back_within_half_a_step(seed: int, rows: int, half: in
     values[0] = 0.0
     packed, scale = pack_rows(values)
     assert packed.dtype == np.uint8 and packed.shape == (rows, half)
-    back = unpack_rows(packed, 2 * half) * scale
+    back = unpack_rows(packed) * scale
     assert (np.abs(back - values) <= scale * 0.5001).all()
     again, steps = pack_rows(back.astype(np.float32))
-    assert np.allclose(unpack_rows(again, 2 * half) * steps, back, rtol=1e-6)
+    assert np.allclose(unpack_rows(again) * steps, back, rtol=1e-6)
 
 
-@pytest.mark.parametrize("word_rows", [0, 32])
-def test_sums_do_not_depend_on_order(tiny_tokenizer: Tokenizer, word_rows: int) -> None:
+def test_sums_do_not_depend_on_order_nor_on_patches(tiny_tokenizer: Tokenizer) -> None:
     rng = np.random.default_rng(1)
     size = tiny_tokenizer.size
-    packed, scale = pack_rows(rng.standard_normal((size + word_rows, 8)).astype(np.float32) * 30)
-    sums = RowSums(packed, scale, 8, tiny_tokenizer.table, word_rows)
-    words = tiny_tokenizer.encode([b" one two", b" three", b" four five six"])
+    packed, scale = pack_rows(rng.standard_normal((size + 32, 8)).astype(np.float32) * 30)
+    rows = RowSums(packed, scale, tiny_tokenizer.table, 32)
+    words = [
+        np.asarray(w, np.int64) for w in tiny_tokenizer.encode([b" one two", b" three", b" four five six"])
+    ]
     forward, backward = np.concatenate(words), np.concatenate(words[::-1])
-    assert np.array_equal(sums.sums(forward), sums.sums(backward))
-    assert np.array_equal(sums.sums(forward), sum(sums.sums(w) for w in words))
-    assert np.array_equal(sums.sums(forward[:0]), np.zeros(8))
+    total = rows.patches(forward, 4).sum(0)
+    assert rows.patches(forward, 4).shape == (-(-len(forward) // 4), 8)
+    assert np.array_equal(total, rows.patches(backward, 4).sum(0))
+    assert np.array_equal(total, sum(rows.patches(w, 3).sum(0) for w in words))
+    assert rows.patches(forward[:0], 4).shape == (0, 8)
+    # A word counts in the patch that it begins in.
+    apart = [rows.patches(forward[:n], 1) for n in (2, len(forward))]
+    assert len(apart[0]) == 2 and len(apart[1]) == len(forward)
