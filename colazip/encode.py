@@ -95,15 +95,10 @@ class LaneEncoder:
         said = readout.has_slots(classes, detail)
         slot_logits = readout.gist_logits(states, classes, detail, weighed)[said]
         slot_pairs = _pairs(slot_logits, readout.slot_of[named[said]])
-        embedded = vae.embed_gist(gist, real)
         exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
         if exact:
-            features = vae.decoder(embedded, valid, detail)
             where = readout.is_open(gist, detail) & real
-            rare = vae.decoder.read(features, embedded, where)
-            wanted = x[where]
-            logits = readout.rare_logits(rare, readout.class_of[wanted], detail)
-            exact_pairs = _pairs(logits, readout.slot_of[wanted])
+            exact_pairs = _pairs(vae.rare_logits(gist, real, where, detail), readout.slot_of[x[where]])
             open_of_lane = where.flatten(1).sum(1).cpu().numpy()
         return [
             Coded(*row, pairs)

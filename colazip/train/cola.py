@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from colazip.errors import InputError, UsageError
+from colazip.errors import UsageError
 from colazip.nn.cola import ColaConfig, Layer
 from colazip.tokenizer import Tokenizer
 from colazip.train.cola_folder import read_tensors, save_cola, write_tensors
 from colazip.train.cola_losses import ColaWeights, Stage1, Stage2
-from colazip.train.data import Batch, TokenStore, batches, gather, read_texts
+from colazip.train.data import Batch, TokenStore, batches, check_start, gather, read_texts
 from colazip.train.distributed import (
     Average,
     Parallel,
@@ -95,13 +95,7 @@ def run_cola(
     InputError when there is nothing to read, or when `out` holds a run and `resume` is not given; UsageError
     when the processes can't share a batch.
     """
-    if (out / "recipe.json").exists() and not resume:
-        raise InputError(
-            f"{out}: holds a training run already; --resume goes on with it, or name another folder"
-        )
-    for path in (*data, *validation):
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
+    check_start(out, (*data, *validation), resume=resume)
     with joined(device) as place:
         wait()  # every process has looked whether there is a run before the first one starts it
         for schedule in (recipe.stage1, recipe.stage2):

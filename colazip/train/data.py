@@ -21,6 +21,17 @@ _CHUNK = 4096  # records read and tokenized at once
 _BLOCKS_AT_ONCE = 64
 
 
+def check_start(out: Path, files: Sequence[Path], *, resume: bool) -> None:
+    """InputError if `out` holds a run that is not to be resumed, or one of the files is not there."""
+    if (out / "recipe.json").exists() and not resume:
+        raise InputError(
+            f"{out}: holds a training run already; --resume goes on with it, or name another folder"
+        )
+    for path in files:
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+
+
 def read_texts(
     paths: Sequence[Path], text_column: str = "text", skip_sources: Sequence[str] = ()
 ) -> Iterator[str]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from colazip.errors import InputError
 from colazip.pretrained import save_pretrained
 from colazip.train.card import render
-from colazip.train.data import TokenStore, Vocabulary, read_texts
+from colazip.train.data import TokenStore, Vocabulary, check_start, read_texts
 from colazip.train.dictionary import train_dictionary
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
@@ -46,13 +45,7 @@ def run(
     `resume`, finished stages are taken as they are and the one under way goes on from its checkpoint. Raises
     InputError when there is nothing to read, or when `out` already holds a run and `resume` is not given.
     """
-    if (out / "recipe.json").exists() and not resume:
-        raise InputError(
-            f"{out}: holds a training run already; --resume goes on with it, or name another folder"
-        )
-    for path in (*data, *validation):
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
+    check_start(out, (*data, *validation), resume=resume)
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     where = torch.device(device)
