@@ -121,7 +121,9 @@ def train(
     while step < schedule.steps:
         batch = next(stream)
         loss, count = loss_of(model, *to_tensors(batch, device))
-        losses.append(check_finite(loss, descent.backward(loss), step, batch, out.parent))
+        norm = descent.backward(loss)
+        losses.append(float(loss.detach()))
+        check_finite(losses[-1], norm, step, batch, out.parent)
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
         descent.step(factor)
         step, seen = step + 1, seen + count

@@ -110,8 +110,10 @@ def _run(
     """Train tokenizer, Text VAE, prior and search head by RECIPE ('tiny', 'default' or 'base') and write a
     model folder.
 
-    'paper_tiny' and 'paper_2b' train the full float model of arXiv 2605.06548 instead, on as many devices as
-    torchrun starts processes: torchrun --nproc-per-node 8 -m colazip train paper_2b ...
+    'paper_tiny' and 'paper_2b' train the full float model of arXiv 2605.06548 instead.
+
+    Started by torchrun, a recipe trains on as many devices as there are processes, the paper's with sharded
+    weights if asked to: torchrun --nproc-per-node 4 -m colazip train base ...
 
     Losses go to DIR/*/metrics.jsonl and to standard error, in bits. A killed run goes on with --resume.
     """
@@ -127,6 +129,15 @@ def _run(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("no CUDA device here; use --device cpu")
+    settings: dict[str, Any] = {
+        "data": [Path(p) for p in data],
+        "validation": [Path(p) for p in validation],
+        "out": Path(output),
+        "text_column": text_column,
+        "skip_sources": skip_source,
+        "device": device,
+        "resume": resume,
+    }
     if isinstance(chosen, ColaRecipe):
         if init is not None:
             raise UsageError(f"--init is not for recipe {recipe!r}: leave it out")
@@ -136,22 +147,12 @@ def _run(
         if sharding is not None:
             parallel = dataclasses.replace(chosen.parallel, sharding=sharding)
             chosen = dataclasses.replace(chosen, parallel=parallel)
-        folder = run_cola(
-            chosen,
-            data=[Path(p) for p in data],
-            validation=[Path(p) for p in validation],
-            out=Path(output),
-            text_column=text_column,
-            skip_sources=skip_source,
-            device=device,
-            resume=resume,
-            tensorboard=tensorboard,
-        )
+        folder = run_cola(chosen, **settings, tensorboard=tensorboard)
         if os.environ.get("RANK", "0") == "0":  # once, not by every process
             console.note(f"{folder}: trained")
         return
-    if sharding is not None or tensorboard or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"recipe {recipe!r} has no torchrun, --sharding or --tensorboard: leave them out")
+    if sharding is not None or tensorboard:
+        raise UsageError(f"recipe {recipe!r} has no --sharding or --tensorboard: leave them out")
     if steps is not None:
         chosen = dataclasses.replace(chosen, vae=dataclasses.replace(chosen.vae, steps=steps))
     embed = None
@@ -159,19 +160,9 @@ def _run(
         from colazip.evaluate.embedder import Embedder
 
         embed = Embedder(None if teacher == "package" else Path(teacher), half=True).embed
-    identity = run(
-        chosen,
-        data=[Path(p) for p in data],
-        validation=[Path(p) for p in validation],
-        out=Path(output),
-        text_column=text_column,
-        skip_sources=skip_source,
-        device=device,
-        resume=resume,
-        initial=Path(init) if init else None,
-        teacher=embed,
-    )
-    console.note(f"{Path(output) / 'model'}: model {identity}")
+    identity = run(chosen, **settings, initial=Path(init) if init else None, teacher=embed)
+    if identity is not None:
+        console.note(f"{Path(output) / 'model'}: model {identity}")
 
 
 @train.command("plan")

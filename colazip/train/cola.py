@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from colazip.errors import UsageError
 from colazip.nn.cola import ColaConfig, Layer
 from colazip.tokenizer import Tokenizer
 from colazip.train.cola_folder import read_tensors, save_cola, write_tensors
@@ -35,6 +34,7 @@ from colazip.train.distributed import (
     one_after_another,
     restore,
     save,
+    share_of,
     total,
     wait,
     whole,
@@ -99,11 +99,7 @@ def run_cola(
     with joined(device) as place:
         wait()  # every process has looked whether there is a run before the first one starts it
         for schedule in (recipe.stage1, recipe.stage2):
-            if schedule.micro_batches % place.world:
-                raise UsageError(
-                    f"{place.world} processes can't share {schedule.micro_batches} micro-batches a step;"
-                    " start a number that divides them"
-                )
+            share_of(schedule.micro_batches, place)  # raises before anything is written
         with one_after_another(place):
             tokenizer, train, held_out = _prepare(recipe, data, validation, out, text_column, skip_sources)
         vae_file = out / "stage1" / "vae.safetensors"
@@ -193,7 +189,7 @@ class _Run:
         self.tensorboard = tensorboard and place.first
         self.name, self.module, self.recipe, self.schedule = name, module, recipe, schedule
         self.place, self.folder = place, out / name
-        self.own_parts = schedule.micro_batches // place.world
+        self.own_parts = share_of(schedule.micro_batches, place)
         self.patches = schedule.tokens // recipe.model.patch
 
     def fit(
@@ -277,7 +273,7 @@ class _Run:
             # The norm is common to all processes, so all of them stop; the batch that is to blame is kept.
             finite = bool(torch.isfinite(sums["loss"]))
             if not finite or part is parts[-1]:
-                check_finite(sums["loss"], norm, step, part, self.folder, name)
+                check_finite(float(sums["loss"]), norm, step, part, self.folder, name)
         factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr * factor

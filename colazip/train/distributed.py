@@ -42,6 +42,11 @@ class Place:
     world: int
     device: torch.device
 
+    @classmethod
+    def alone(cls, device: str = "cpu") -> Place:
+        """A process without others."""
+        return cls(0, 1, torch.device(device))
+
     @property
     def first(self) -> bool:
         """Whether this is the process that writes what is written once."""
@@ -58,7 +63,7 @@ def joined(device: str) -> Iterator[Place]:
     """
     where = torch.device(device)
     if "RANK" not in os.environ:
-        yield Place(0, 1, where)
+        yield Place.alone(device)
         return
     if where.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
@@ -79,8 +84,10 @@ def joined(device: str) -> Iterator[Place]:
         dist.destroy_process_group()
 
 
-def wait() -> None:
-    """Return once every process has come here."""
+def wait(place: Place | None = None) -> None:
+    """Return once every process has come here; at once for a place that stands alone."""
+    if place is not None and place.world == 1:
+        return
     if dist.is_initialized():
         dist.barrier()
 
@@ -93,6 +100,31 @@ def one_after_another(place: Place) -> Iterator[None]:
     yield
     if place.first:
         wait()
+
+
+def share_of(micro_batches: int, place: Place) -> int:
+    """How many of a step's micro-batches each process takes. Raises UsageError if they can't be shared."""
+    if micro_batches % place.world:
+        raise UsageError(
+            f"{place.world} processes can't share {micro_batches} micro-batches a step;"
+            " start a number that divides them"
+        )
+    return micro_batches // place.world
+
+
+def add_gradients(module: nn.Module, place: Place) -> None:
+    """Put the sum over all processes in the place of each gradient; every process holds the whole module."""
+    if place.world == 1:
+        return
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:  # this process's part of the batch had no use for it
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in trained if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
 
 
 def total(values: dict[str, float], place: Place) -> dict[str, float]:

@@ -61,9 +61,8 @@ def compute(
     rare = readout.rare_logits(model.decoder.read(features, embedded, where), classes[is_open], detail)
     wanted = readout.slot_of[targets[is_open]]
     exact_bits = _bits(rare, wanted)
-    loss = (class_bits + slot_bits + exact_bits) / len(targets)
     return Terms(
-        loss,
+        class_bits + slot_bits + exact_bits,
         class_bits.detach(),
         slot_bits.detach(),
         exact_bits.detach(),

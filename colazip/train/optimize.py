@@ -38,6 +38,12 @@ class Descent:
     def backward(self, loss: torch.Tensor) -> float:
         """Back-propagate and clip; returns the norm that the gradient had."""
         loss.backward()
+        return self.clip()
+
+    def clip(self, count: float = 1.0) -> float:
+        """Divide the gradient by `count`, then clip it; returns the norm that it had in between."""
+        if count not in (0.0, 1.0):
+            torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], count)
         return float(nn.utils.clip_grad_norm_(self.module.parameters(), 1.0))
 
     def step(self, factor: float) -> None:
@@ -115,34 +121,20 @@ def _is_entry_until(line: str, step: int) -> bool:
 
 
 def check_finite(
-    loss: torch.Tensor, norm: float, step: int, batch: Batch, folder: Path, name: str = "bad_batch"
-) -> float:
-    """The loss as a float; ColazipError, with the batch saved, once it or its gradient is not finite.
+    loss: float, norm: float, step: int, batch: Batch | None, folder: Path, name: str = "bad_batch"
+) -> None:
+    """ColazipError, with the batch saved if there is one, once a loss or its gradient is not finite.
 
     name: of the file, where several processes may save one each. Exact layers turn what is not a number into
     integers, so that the loss alone may look sane.
     """
-    value = float(loss.detach())
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        kept = folder / f"{name}.npz"
-        np.savez(kept, tokens=batch.tokens, counts=batch.counts)
-        raise ColazipError(f"the loss is not finite at step {step}; the batch is in {kept}")
-    return value
-
-
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """State of the generators that a run on `device` draws from, for its checkpoint."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Go on drawing where `random_state` was taken; a generator that it lacks stays as it is."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    if batch is None:
+        raise ColazipError(f"{folder}: the loss is not finite at step {step}")
+    kept = folder / f"{name}.npz"
+    np.savez(kept, tokens=batch.tokens, counts=batch.counts)
+    raise ColazipError(f"the loss is not finite at step {step}; the batch is in {kept}")
 
 
 def to_tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,16 +6,18 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from colazip.pretrained import save_pretrained
+from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
 from colazip.train.data import TokenStore, Vocabulary, check_start, read_texts
 from colazip.train.dictionary import train_dictionary
+from colazip.train.distributed import joined, one_after_another, share_of, wait
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_head import fit_search_head
@@ -23,6 +25,7 @@ from colazip.train.search_rows import train_rows
 from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.train.vae import train_vae
 from colazip.train.vocabulary import make_tokenizer, spread
+from colazip.vectors import SearchRows
 
 
 def run(
@@ -37,25 +40,112 @@ def run(
     resume: bool = False,
     initial: Path | None = None,
     teacher: Embed | None = None,
-) -> str:
-    """Train everything and write `out/model`; returns the model's id.
+) -> str | None:
+    """Train everything and write `out/model`; returns the model's id. Started by torchrun, all processes call
+    this; coder and prior train on all of them, the rest is the first one's, and only that returns the id.
 
     initial: `vae/checkpoint.pt` of another run to start from. teacher: an embedder that the search head
     learns from, texts -> unit vectors float32 [N, T]; without one it learns from the text alone. With
     `resume`, finished stages are taken as they are and the one under way goes on from its checkpoint. Raises
-    InputError when there is nothing to read, or when `out` already holds a run and `resume` is not given.
+    InputError when there is nothing to read, or when `out` already holds a run and `resume` is not given;
+    UsageError when the processes can't share a batch.
     """
     check_start(out, (*data, *validation), resume=resume)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    where = torch.device(device)
-    if where.type == "cuda":
-        # Exact layers add integers in float32; a product through TF32 would drop bits of them.
-        torch.backends.cuda.matmul.allow_tf32 = False
+    with joined(device) as place:
+        wait()  # every process has looked whether there is a run before the first one starts it
+        for schedule in (recipe.vae, recipe.prior):
+            share_of(schedule.micro_batches, place)  # raises before anything is written
+        if place.device.type == "cuda":
+            # Exact layers add integers in float32; a product through TF32 would drop bits of them.
+            torch.backends.cuda.matmul.allow_tf32 = False
+        with one_after_another(place):
+            corpus = _prepare(recipe, data, validation, out, text_column, skip_sources)
+
+        def started(stage: str) -> bool:
+            return resume and (out / stage / "checkpoint.pt").exists()
+
+        vae = train_vae(
+            recipe.model,
+            recipe.vae,
+            train=corpus.train,
+            validation=corpus.held_out,
+            vocabulary=corpus.vocabulary,
+            lengths=corpus.tokenizer.lengths,
+            folder=_folder(out / "vae"),
+            place=place,
+            resume=started("vae"),
+            initial=initial,
+        )
+        prior, prior_figures = train_prior(
+            vae,
+            recipe.prior,
+            train=corpus.train,
+            validation=corpus.held_out,
+            folder=_folder(out / "prior"),
+            place=place,
+            resume=started("prior"),
+        )
+        identity = None
+        if place.first:
+            search, search_figures = _train_search(
+                recipe, corpus, teacher, out, device=place.device, resume=started("rows")
+            )
+            figures: dict[str, Any] = {
+                "vae": _last_figures(out / "vae" / "metrics.jsonl"),
+                "prior": prior_figures,
+                "search": search_figures,
+                "taught": teacher is not None,
+                "train_bytes": corpus.train.text_bytes,
+                "train_tokens": len(corpus.train.tokens),
+                "validation_bytes": corpus.held_out.text_bytes,
+                "parameters": {
+                    "vae": sum(p.numel() for p in vae.parameters()),
+                    "prior": sum(p.numel() for p in prior.parameters()),
+                    "search": search.rows.size,
+                },
+            }
+            command = "colazip " + shlex.join(_portable(sys.argv[1:]))
+            identity = save_pretrained(
+                out / "model",
+                config=recipe.model,
+                tokenizer=corpus.tokenizer,
+                vae=vae,
+                search=search,
+                prior=prior,
+                card=render(recipe, figures, command, [p.name for p in data], skip_sources),
+                figures=figures,
+                dictionary=corpus.dictionary,
+            )
+        wait()
+    return identity
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """What all stages read."""
+
+    tokenizer: Tokenizer
+    dictionary: bytes | None
+    train: TokenStore
+    held_out: TokenStore
+    vocabulary: Vocabulary
+
+
+def _prepare(
+    recipe: Recipe,
+    data: Sequence[Path],
+    validation: Sequence[Path],
+    out: Path,
+    text_column: str,
+    skip_sources: Sequence[str],
+) -> _Corpus:
+    """Made by the process that comes first and read by the others."""
 
     def texts(paths: Sequence[Path]) -> Iterator[str]:
         return read_texts(paths, text_column, skip_sources)
 
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     tokenizer = make_tokenizer(
         recipe.model.vocabulary, recipe.tokenizer_megabytes, texts, data, out / "tokenizer.json"
     )
@@ -67,52 +157,35 @@ def run(
     named = vocabulary.named(recipe.vae.named[0])
     held_out = held_out.guessed(out / "validation", tokenizer.lengths, lane, named)
     train = train.guessed(out / "train", tokenizer.lengths, lane, named)
+    return _Corpus(tokenizer, dictionary, train, held_out, vocabulary)
 
-    def started(stage: str) -> bool:
-        return resume and (out / stage / "checkpoint.pt").exists()
 
+def _train_search(
+    recipe: Recipe, corpus: _Corpus, teacher: Embed | None, out: Path, *, device: torch.device, resume: bool
+) -> tuple[SearchRows, dict[str, float]]:
+    """Pairs, rows and codes: what ships, and validation figures."""
+    schedule, tokenizer = recipe.rows, corpus.tokenizer
     taught = teacher is not None
-    schedule = recipe.rows
     drawn: dict[str, Pairs] = {}
     for name, store, count, with_vectors in (
-        ("train", train, schedule.pairs, schedule.taught),
-        ("validation", held_out, schedule.held_out, schedule.held_out),
+        ("train", corpus.train, schedule.pairs, schedule.taught),
+        ("validation", corpus.held_out, schedule.held_out, schedule.held_out),
     ):
         folder = out / "pairs" / name
         write_pairs(folder, store, tokenizer, teacher, pairs=count, taught=with_vectors, seed=schedule.seed)
         drawn[name] = read_pairs(folder, count, with_vectors if taught else 0)
-    write_lexicon(out / "pairs" / "lexicon.npz", train, tokenizer, teacher, words=schedule.words)
+    lexicon = out / "pairs" / "lexicon.npz"
+    write_lexicon(lexicon, corpus.train, tokenizer, teacher, words=schedule.words)
     rows, row_figures = train_rows(
         recipe.model,
         schedule,
         tokenizer=tokenizer,
-        lexicon=read_lexicon(out / "pairs" / "lexicon.npz", taught=taught),
+        lexicon=read_lexicon(lexicon, taught=taught),
         train=drawn["train"],
         validation=drawn["validation"],
         folder=_folder(out / "rows"),
-        device=where,
-        resume=started("rows"),
-    )
-    vae = train_vae(
-        recipe.model,
-        recipe.vae,
-        train=train,
-        validation=held_out,
-        vocabulary=vocabulary,
-        lengths=tokenizer.lengths,
-        folder=_folder(out / "vae"),
-        device=where,
-        resume=started("vae"),
-        initial=initial,
-    )
-    prior, prior_figures = train_prior(
-        vae,
-        recipe.prior,
-        train=train,
-        validation=held_out,
-        folder=_folder(out / "prior"),
-        device=where,
-        resume=started("prior"),
+        device=device,
+        resume=resume,
     )
     search, search_figures = fit_search_head(
         recipe.model,
@@ -123,33 +196,7 @@ def run(
         validation=drawn["validation"],
         folder=_folder(out / "search"),
     )
-    figures: dict[str, Any] = {
-        "vae": _last_figures(out / "vae" / "metrics.jsonl"),
-        "prior": prior_figures,
-        "search": {**row_figures, **search_figures},
-        "taught": taught,
-        "train_bytes": train.text_bytes,
-        "train_tokens": len(train.tokens),
-        "validation_bytes": held_out.text_bytes,
-        "parameters": {
-            "vae": sum(p.numel() for p in vae.parameters()),
-            "prior": sum(p.numel() for p in prior.parameters()),
-            "search": search.rows.size,
-        },
-    }
-    command = "colazip " + shlex.join(_portable(sys.argv[1:]))
-    card = render(recipe, figures, command, [p.name for p in data], skip_sources)
-    return save_pretrained(
-        out / "model",
-        config=recipe.model,
-        tokenizer=tokenizer,
-        vae=vae,
-        search=search,
-        prior=prior,
-        card=card,
-        figures=figures,
-        dictionary=dictionary,
-    )
+    return search, {**row_figures, **search_figures}
 
 
 def _folder(path: Path) -> Path:

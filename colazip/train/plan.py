@@ -206,7 +206,7 @@ def _compression_vae(recipe: Recipe) -> StagePlan:
     return StagePlan(
         "Text VAE",
         _count(model),
-        schedule.steps * schedule.patches * config.patch,
+        schedule.steps * schedule.micro_batches * schedule.patches * config.patch,
         6.0 * products / config.patch,
         16 * weights_count - 4 * inner,  # Muon keeps one moment, AdamW two
         0,
@@ -231,7 +231,7 @@ def _compression_prior(recipe: Recipe) -> StagePlan:
     return StagePlan(
         "prior",
         {"prior": sum(p.numel() for p in prior.parameters())},
-        schedule.steps * schedule.patches * config.patch,
+        schedule.steps * schedule.micro_batches * schedule.patches * config.patch,
         3.0 * forward_flops(forward) / config.segment / config.patch,
         16 * sum(p.numel() for p in prior.parameters()),
         0,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,40 +15,27 @@ from colazip.nn.dit import DiT, knowledge
 from colazip.nn.vae import TextVAE
 from colazip.pretrained import token_cells
 from colazip.train.data import Batch, TokenStore, batches, gather
-from colazip.train.optimize import (
-    Descent,
-    Metrics,
-    check_finite,
-    fitting,
-    learning_rate,
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_atomic,
-)
+from colazip.train.distributed import Place
+from colazip.train.loop import Loop, Part, Schedule
 
 Cells = tuple[Tensor, Tensor]  # centre and reach, [B, P, C] both: a value lies within reach of its centre
 
 
 @dataclass(frozen=True)
-class PriorSchedule:
-    """One run. Times are logit-normal with mean `shift` (arXiv 2403.03206), and uniform in a share `uniform`,
-    as sampling begins at time 0, which the former hardly ever draws. History is hidden in a share
-    `unconditional` of the sequences, and something is told in a share `informed` (see `draw_knowledge`)."""
+class PriorSchedule(Schedule):
+    """One run. patches: of a micro-batch. Times are logit-normal with mean `shift` (arXiv 2403.03206), and
+    uniform in a share `uniform`, as sampling begins at time 0, which the former hardly ever draws. History is
+    hidden in a share `unconditional` of the sequences, and something is told in a share `informed` (see
+    `draw_knowledge`)."""
 
-    steps: int
+    seed: int = 1
     patches: int = 1024
     lr: float = 2e-3
-    warmup: int = 100
-    decay_from: float = 0.5
     weight_decay: float = 0.01
     shift: float = 0.0
     uniform: float = 0.1
     unconditional: float = 0.1
     informed: float = 0.5
-    evaluate_every: int = 500
-    save_every: int = 250
-    seed: int = 1
 
 
 def flow_loss(
@@ -59,6 +45,14 @@ def flow_loss(
 
     vectors [B, P, C]; valid bool [B, P]; cells: those that the vectors may be known by, in each way.
     """
+    error, count = flow_error(prior, vectors, valid, schedule, cells)
+    return error / count.clamp_min(1)
+
+
+def flow_error(
+    prior: DiT, vectors: Tensor, valid: Tensor, schedule: PriorSchedule, cells: Sequence[Cells] = ()
+) -> tuple[Tensor, Tensor]:
+    """The sum that `flow_loss` is the mean of, and over how many values."""
     data = vectors / prior.deviation
     blocks = -(-data.shape[1] // prior.block)
     shape = len(data), blocks
@@ -76,7 +70,7 @@ def flow_loss(
         open_ = open_ & (reach > 0)
     velocity = prior(noisy, t, data, valid, history, known)
     error = (velocity - (data - noise)).square()
-    return (error * open_).sum() / open_.sum().clamp_min(1)
+    return (error * open_).sum(), open_.sum()
 
 
 def draw_knowledge(vectors: Tensor, share: float, cells: Sequence[Cells]) -> tuple[Tensor, Tensor]:
@@ -120,7 +114,6 @@ def _latents(
 def _evaluate(
     prior: DiT, cells: TokenCells, held_out: list[Batch], schedule: PriorSchedule, patch: int
 ) -> dict[str, float]:
-    state = torch.get_rng_state()
     torch.manual_seed(0)  # the same noise every time, so that figures compare
     latents = [_latents(cells, b, patch, prior.deviation.device) for b in held_out]
     free, told = replace(schedule, informed=0.0), replace(schedule, informed=1.0)
@@ -128,7 +121,6 @@ def _evaluate(
         "flow_loss": [float(flow_loss(prior, z, valid, free)) for z, valid, _ in latents],
         "informed_flow_loss": [float(flow_loss(prior, z, valid, told, known)) for z, valid, known in latents],
     }
-    torch.set_rng_state(state)
     return {name: float(np.mean(losses)) for name, losses in figures.items()}
 
 
@@ -139,70 +131,61 @@ def train_prior(
     train: TokenStore,
     validation: TokenStore,
     folder: Path,
-    device: torch.device,
+    place: Place,
     resume: bool,
 ) -> tuple[DiT, dict[str, float]]:
-    """Train, or go on from `folder/checkpoint.pt`; returns the prior and its validation figures."""
-    torch.manual_seed(schedule.seed)
+    """Train, or go on from `folder/checkpoint.pt`; returns the prior and its validation figures. All
+    processes of `place` call it."""
+    torch.manual_seed(schedule.seed)  # the same weights in every process
     config, cells = vae.config, token_cells(vae)
-    prior = DiT.for_text(config).to(device).train()
+    prior = DiT.for_text(config).to(place.device).train()
     length = config.segment * config.patch
     segments = train.segments(length)
-    descent = Descent(
-        prior,
-        [
-            torch.optim.AdamW(
-                prior.parameters(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
-            )
-        ],
+    optimizer = torch.optim.AdamW(
+        prior.parameters(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
     )
-    step, checkpoint = 0, folder / "checkpoint.pt"
-    if resume:
-        state = load_checkpoint(checkpoint, device)
-        with fitting(checkpoint):
-            prior.load_state_dict(state["model"])
-            descent.load(state["optimizers"])
-            restore_random_state(state["rng"], device)
-            step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", step=step)
+    loop = Loop(
+        prior,
+        [optimizer],
+        schedule,
+        folder=folder,
+        place=place,
+        resume=resume,
+        about={"stage": "prior"},
+    )
     if not resume:
-        metrics.write({"stage": "prior", "schedule": asdict(schedule)})
-        sample = gather(
-            train,
-            segments[np.random.default_rng(schedule.seed).permutation(len(segments))[:64]],
-            config.patch,
+        order = np.random.default_rng(schedule.seed).permutation(len(segments))
+        latents, valid, _ = _latents(
+            cells, gather(train, segments[order[:64]], config.patch), config.patch, place.device
         )
-        latents, valid, _ = _latents(cells, sample, config.patch, device)
         prior.deviation.copy_(latents[valid].std(0).clamp_min(1e-3))
     own = validation.segments(length)
     own = own[np.random.default_rng(0).permutation(len(own))[:128]]
     own = own[np.argsort(own[:, 1] - own[:, 0], kind="stable")]
     held_out = [gather(validation, own[lo : lo + 16], config.patch) for lo in range(0, len(own), 16)]
     stream = batches(
-        train, segments, patch=config.patch, patches=schedule.patches, seed=schedule.seed, skip=step
+        train,
+        segments,
+        patch=config.patch,
+        patches=schedule.patches,
+        seed=schedule.seed,
+        skip=loop.parts_done,
+        rank=place.rank,
+        world=place.world,
     )
-    window: list[float] = []
-    figures: dict[str, float] = {}
-    started = time.monotonic()
-    first = step
-    while step < schedule.steps:
+
+    def part(index: int) -> Part:
+        torch.manual_seed((schedule.seed << 40) + index)  # times and noise do not depend on what came before
         batch = next(stream)
-        latents, valid, known = _latents(cells, batch, config.patch, device)
-        loss = flow_loss(prior, latents, valid, schedule, known)
-        window.append(check_finite(loss, descent.backward(loss), step, batch, folder))
-        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        descent.step(factor)
-        step += 1
-        if step % 50 == 0:
-            speed = (step - first) / (time.monotonic() - started)
-            metrics.write({"step": step, "flow_loss": float(np.mean(window)), "steps_a_second": speed})
-            window.clear()
-        if step % schedule.evaluate_every == 0 or step == schedule.steps:
-            figures = _evaluate(prior, cells, held_out, schedule, config.patch)
-            metrics.write({"step": step, "validation": "figures", **figures})
-        if step % schedule.save_every == 0 or step == schedule.steps:
-            state = {"model": prior.state_dict(), "optimizers": descent.state()}
-            save_atomic({**state, "rng": random_state(device), "step": step}, checkpoint)
-    if not figures:
-        figures = _evaluate(prior, cells, held_out, schedule, config.patch)
-    return prior, figures
+        latents, valid, known = _latents(cells, batch, config.patch, place.device)
+        error, count = flow_error(prior, latents, valid, schedule, known)
+        return {"loss": error, "count": count, "tokens": float(batch.counts.sum())}, batch
+
+    def figures(sums: dict[str, float], seconds: float) -> dict[str, float]:
+        return {
+            "flow_loss": sums["loss"] / max(sums["count"], 1.0),
+            "tokens_a_second": sums["tokens"] / seconds,
+        }
+
+    loop.run(part, figures, lambda: _evaluate(prior, cells, held_out, schedule, config.patch))
+    return prior, _evaluate(prior, cells, held_out, schedule, config.patch)

@@ -82,7 +82,8 @@ def default() -> Recipe:
 
 
 def base() -> Recipe:
-    """About 50 M coding parameters, for a GPU; as int8 it stays below the 60 MB a larger model may weigh."""
+    """About 50 M coding parameters, for one to four GPUs; as int8 it stays below the 60 MB a larger model may
+    weigh."""
     small = default()
     model = dataclasses.replace(
         small.model,
@@ -96,8 +97,8 @@ def base() -> Recipe:
     return dataclasses.replace(
         small,
         model=model,
-        vae=VAESchedule(40_000, patches=8192, lr=2e-3, muon_lr=2e-3, warmup=500),
-        prior=PriorSchedule(15_000, patches=8192, lr=1e-3, warmup=500),
+        vae=VAESchedule(40_000, micro_batches=4, patches=2048, lr=2e-3, muon_lr=2e-3, warmup=500),
+        prior=PriorSchedule(15_000, micro_batches=4, patches=2048, lr=1e-3, warmup=500),
     )
 
 

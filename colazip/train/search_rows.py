@@ -8,9 +8,8 @@ teacher: random directions and contrast alone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from colazip.config import ModelConfig
-from colazip.errors import ColazipError
 from colazip.tokenizer import PAD, Tokenizer
-from colazip.train.optimize import Descent, Metrics, fitting, learning_rate, load_checkpoint, save_atomic
+from colazip.train.distributed import Place
+from colazip.train.loop import Loop, Part, Schedule
 from colazip.train.teacher import PART, Lexicon, Pairs
 from colazip.words import WordHash
 
@@ -30,17 +29,20 @@ _CHUNK = 4096  # texts cut into words at once
 
 
 @dataclass(frozen=True)
-class RowSchedule:
+class RowSchedule(Schedule):
     """One run over the rows. A batch is `batch` pairs; `temperature` is that of contrast and distillation
     both.
 
     pairs, taught: drawn from the text, and how many of them the teacher sees; half of a batch is of those.
     distil: weight of the teacher's similarities beside contrast at weight 1; without a teacher it is not
-    used.
-    rarity: share of the tokens at which a token's first row has half its length.
+    used. rarity: share of the tokens at which a token's first row has half its length. Contrast is among the
+    pairs of one batch, so a step is one micro-batch.
     """
 
-    steps: int
+    warmup: int = 20
+    decay_from: float = 0.4
+    evaluate_every: int = 250
+    seed: int = 7
     pairs: int = 76 * PART
     taught: int = 12 * PART
     words: int = 40000
@@ -49,11 +51,7 @@ class RowSchedule:
     temperature: float = 0.05
     distil: float = 1.0
     rarity: float = 1e-4
-    warmup: int = 20
-    decay_from: float = 0.4
-    evaluate_every: int = 250
     held_out: int = 2048
-    seed: int = 7
 
 
 class Bags:
@@ -151,45 +149,30 @@ def train_rows(
 ) -> tuple[Tensor, dict[str, float]]:
     """Train, or go on from `folder/checkpoint.pt`: rows float32 [V + W, D] and validation figures."""
     table = nn.Parameter(first_rows(config, lexicon, train, schedule).to(device))
-    holder = nn.ParameterList([table])
-    descent = Descent(holder, [torch.optim.Adam([table], lr=schedule.lr, betas=(0.9, 0.99))])
-    step, checkpoint = 0, folder / "checkpoint.pt"
-    if resume:
-        state = load_checkpoint(checkpoint, device)
-        with fitting(checkpoint):
-            holder.load_state_dict(state["model"])
-            descent.load(state["optimizer"])
-            step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", step=step)
     queries, passages = (Bags(t, tokenizer, config.word_rows) for t in (train.queries, train.passages))
     held_out = _HeldOut(validation, tokenizer, config.word_rows, schedule.held_out)
-    if not resume:
-        metrics.write({"stage": "search rows", "schedule": asdict(schedule)})
-        metrics.write({"step": 0, "validation": "figures", **held_out.figures(table.detach())})
-    window: list[float] = []
-    started, first = time.monotonic(), step
-    while step < schedule.steps:
-        chosen, taught = choose(train, step, schedule.batch, schedule.seed)
+    loop = Loop(
+        nn.ParameterList([table]),
+        [torch.optim.Adam([table], lr=schedule.lr, betas=(0.9, 0.99))],
+        schedule,
+        folder=folder,
+        place=Place.alone(str(device)),
+        resume=resume,
+        about={"stage": "search rows"},
+    )
+
+    def part(index: int) -> Part:
+        chosen, taught = choose(train, index, schedule.batch, schedule.seed)
         a, b = queries.vectors(table, chosen), passages.vectors(table, chosen)
         loss = contrast(a, b, schedule.temperature)
         if taught:
             loss = loss + schedule.distil * distillation(a, b, train, chosen[:taught], schedule.temperature)
-        norm = descent.backward(loss)
-        window.append(float(loss.detach()))
-        if not np.isfinite([window[-1], norm]).all():
-            raise ColazipError(f"the loss of the search rows is not finite at step {step}")
-        descent.step(
-            learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        )
-        step += 1
-        if step % 25 == 0:
-            speed = (step - first) / (time.monotonic() - started)
-            metrics.write({"step": step, "loss_nats": float(np.mean(window)), "steps_a_second": speed})
-            window.clear()
-        if step % schedule.evaluate_every == 0 or step == schedule.steps:
-            metrics.write({"step": step, "validation": "figures", **held_out.figures(table.detach())})
-            state = {"model": holder.state_dict(), "optimizer": descent.state(), "step": step}
-            save_atomic(state, checkpoint)
+        return {"loss": loss, "count": 1.0}, None
+
+    def figures(sums: dict[str, float], seconds: float) -> dict[str, float]:
+        return {"loss_nats": sums["loss"] / sums["count"], "steps_a_second": sums["count"] / seconds}
+
+    loop.run(part, figures, lambda: held_out.figures(table.detach()))
     return table.detach(), held_out.figures(table.detach())
 
 

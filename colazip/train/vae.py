@@ -1,9 +1,7 @@
-"""The training loop of the Text VAE: schedule, optimizer, checkpoints, metrics."""
+"""Training of the Text VAE: schedule, optimizers, validation figures."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,48 +11,34 @@ from torch import nn
 
 from colazip.config import ModelConfig
 from colazip.nn.vae import TextVAE
-from colazip.train.data import Batch, TokenStore, Vocabulary, batches, gather
-from colazip.train.losses import Terms, compute
-from colazip.train.optimize import (
-    Descent,
-    Metrics,
-    check_finite,
-    fitting,
-    guesses,
-    learning_rate,
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_atomic,
-    to_tensors,
-)
+from colazip.train.data import TokenStore, Vocabulary, batches, gather
+from colazip.train.distributed import Place
+from colazip.train.loop import Loop, Part, Schedule
+from colazip.train.losses import compute
+from colazip.train.optimize import fitting, guesses, load_checkpoint, to_tensors
 
 
 @dataclass(frozen=True)
-class VAESchedule:
-    """One training run. Fractions are of `steps`.
+class VAESchedule(Schedule):
+    """One training run.
 
     named: for each detail of a gist, how many of the commonest tokens it names; drawn: how often a batch is
-    coded at each. From `exact_from` on attention is the integer one.
+    coded at each. patches: of a micro-batch. From the share `exact_from` of the steps on attention is the
+    integer one.
     """
 
-    steps: int
+    decay_from: float = 0.4
     named: tuple[int, ...] = (2000,)
     drawn: tuple[float, ...] = (1.0,)
-    patches: int = 1536  # of a batch
+    patches: int = 1536
     lr: float = 3e-3
     muon_lr: float = 3e-3
-    warmup: int = 100
-    decay_from: float = 0.4
     weight_decay: float = 0.05
     exact_from: float = 0.88
-    evaluate_every: int = 500
-    save_every: int = 250
-    seed: int = 0
 
-    def detail(self, step: int) -> int:
-        """Which gist the batch of a step is coded as; a function of the seed alone."""
-        draw = np.random.default_rng((self.seed, 5, step)).random() * sum(self.drawn)
+    def detail(self, index: int) -> int:
+        """Which gist a micro-batch is coded as; a function of the seed alone."""
+        draw = np.random.default_rng((self.seed, 5, index)).random() * sum(self.drawn)
         return min(int(np.searchsorted(np.cumsum(self.drawn), draw, side="right")), len(self.drawn) - 1)
 
 
@@ -120,17 +104,17 @@ def train_vae(
     vocabulary: Vocabulary,
     lengths: np.ndarray,
     folder: Path,
-    device: torch.device,
+    place: Place,
     resume: bool,
     initial: Path | None = None,
 ) -> TextVAE:
-    """Train, or go on from `folder/checkpoint.pt`. Writes metrics.jsonl and the checkpoint into `folder`.
+    """Train, or go on from `folder/checkpoint.pt`; all processes of `place` call it.
 
-    initial: checkpoint of another run, whose tensors are the starting point wherever their shapes fit.
-
-    Raises ColazipError, with the batch saved as `bad_batch.npz`, when the loss stops being finite.
+    lengths: bytes of each token, int64 [V]. initial: checkpoint of another run, whose tensors are the
+    starting point wherever their shapes fit. Raises ColazipError when the loss stops being finite.
     """
-    torch.manual_seed(schedule.seed)
+    torch.manual_seed(schedule.seed)  # the same weights in every process
+    device = place.device
     model = TextVAE(config)
     model.readout.set_classes(
         torch.from_numpy(vocabulary.token_of), torch.from_numpy(vocabulary.limits(schedule.named))
@@ -143,72 +127,43 @@ def train_vae(
         with fitting(initial):
             _start_from(model, state["model"])
     model.to(device).train()
-    descent = Descent(model, optimizers(model, schedule))
-    step = 0
-    checkpoint = folder / "checkpoint.pt"
-    if resume:
-        state = load_checkpoint(checkpoint, device)
-        with fitting(checkpoint):
-            model.load_state_dict(state["model"])
-            descent.load(state["optimizers"])
-            restore_random_state(state["rng"], device)
-            step = state["step"]
-    metrics = Metrics(folder / "metrics.jsonl", step=step)
-    if not resume:
-        metrics.write({"config": asdict(config), "schedule": asdict(schedule), "tokens": len(train.tokens)})
+    loop = Loop(
+        model,
+        optimizers(model, schedule),
+        schedule,
+        folder=folder,
+        place=place,
+        resume=resume,
+        about={"config": asdict(config), "tokens": len(train.tokens)},
+    )
     length = config.segment * config.patch
     sample = validation.segments(length)
     sample = sample[np.random.default_rng(0).permutation(len(sample))[:256]]
-    stream: Iterator[Batch] = batches(
+    stream = batches(
         train,
         train.segments(length),
         patch=config.patch,
         patches=schedule.patches,
         seed=schedule.seed,
-        skip=step,
+        skip=loop.parts_done,
+        rank=place.rank,
+        world=place.world,
     )
-    window: list[Terms] = []
-    started, seen = time.monotonic(), 0
-    while step < schedule.steps:
+
+    def part(index: int) -> Part:
         batch = next(stream)
         x, counts = to_tensors(batch, device)
-        fast = step / schedule.steps < schedule.exact_from
-        detail = schedule.detail(step)
-        terms = compute(model, x, counts, guesses(batch, device), detail, fast=fast)
-        check_finite(terms.loss, descent.backward(terms.loss), step, batch, folder)
-        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        descent.step(factor)
-        window.append(terms)
-        seen += terms.tokens
-        step += 1
-        if step % 50 == 0:
-            tokens = sum(t.tokens for t in window)
-            metrics.write(
-                {
-                    "step": step,
-                    "gist_bits_a_token": sum(float(t.gist) for t in window) / tokens,
-                    "exact_bits_a_token": sum(float(t.exact) for t in window) / tokens,
-                    "lr": factor,
-                    "tokens_a_second": seen / (time.monotonic() - started),
-                }
-            )
-            window.clear()
-        if step % schedule.evaluate_every == 0 or step == schedule.steps:
-            metrics.write(
-                {
-                    "step": step,
-                    "validation": "figures",
-                    **evaluate(model, validation, lengths, sample, device),
-                }
-            )
-        if step % schedule.save_every == 0 or step == schedule.steps:
-            save_atomic(
-                {
-                    "model": model.state_dict(),
-                    "optimizers": descent.state(),
-                    "rng": random_state(device),
-                    "step": step,
-                },
-                checkpoint,
-            )
+        fast = loop.step / schedule.steps < schedule.exact_from
+        terms = compute(model, x, counts, guesses(batch, device), schedule.detail(index), fast=fast)
+        return {"loss": terms.loss, "count": terms.tokens, "gist": terms.gist, "exact": terms.exact}, batch
+
+    def figures(sums: dict[str, float], seconds: float) -> dict[str, float]:
+        tokens = sums["count"]
+        return {
+            "gist_bits_a_token": sums["gist"] / tokens,
+            "exact_bits_a_token": sums["exact"] / tokens,
+            "tokens_a_second": tokens / seconds,
+        }
+
+    loop.run(part, figures, lambda: evaluate(model, validation, lengths, sample, device))
     return model

@@ -17,6 +17,7 @@ from colazip.errors import ColazipError, InputError
 from colazip.nn.vae import TextVAE
 from colazip.tokenizer import Tokenizer
 from colazip.train.data import TokenStore, Vocabulary, batches
+from colazip.train.distributed import Place
 from colazip.train.optimize import learning_rate, load_checkpoint, save_atomic
 from colazip.train.vae import VAESchedule, train_vae
 from tests.tiny_model import passages
@@ -74,7 +75,7 @@ def run(config: ModelConfig, corpus: Corpus, folder: Path, **changes: Any) -> Te
         vocabulary=corpus.vocabulary,
         lengths=corpus.lengths,
         folder=folder,
-        device=torch.device("cpu"),
+        place=Place.alone(),
         **settings,
     )
 

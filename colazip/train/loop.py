@@ -1,0 +1,159 @@
+"""How coder, prior and search rows train: steps, checkpoints, metrics, on one to many processes.
+
+A step's batch consists of a fixed number of micro-batches in a fixed order; N processes take every N-th. So
+the losses do not depend on how many processes there are, nor on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from colazip.train.data import Batch
+from colazip.train.distributed import Place, add_gradients, share_of, total, wait
+from colazip.train.optimize import (
+    Descent,
+    Metrics,
+    check_finite,
+    fitting,
+    learning_rate,
+    load_checkpoint,
+    save_atomic,
+)
+
+# Sums over a micro-batch, and the batch, which is kept if they are nonsense. `loss` is what is minimised,
+# added up over what `count` counts.
+Part = tuple[Mapping[str, Tensor | float], Batch | None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What every run has. Fractions are of `steps`; micro_batches: of a step, over all processes."""
+
+    steps: int
+    micro_batches: int = 1
+    warmup: int = 100
+    decay_from: float = 0.5
+    log_every: int = 50
+    evaluate_every: int = 500
+    save_every: int = 250
+    seed: int = 0
+
+
+class Loop:
+    """One run under way: `folder/checkpoint.pt` and `folder/metrics.jsonl`, which the first process writes.
+
+    step: how many are done. Raises InputError, with `resume`, if the checkpoint is none of this run;
+    UsageError when the processes can't share a step's micro-batches.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedule: Schedule,
+        *,
+        folder: Path,
+        place: Place,
+        resume: bool,
+        about: Mapping[str, Any],
+    ) -> None:
+        """about: what the first line of the metrics says beside the schedule."""
+        self.module, self.schedule, self.folder, self.place = module, schedule, folder, place
+        self.step = 0
+        self._descent = Descent(module, optimizers)
+        self._own = share_of(schedule.micro_batches, place)
+        self._checkpoint = folder / "checkpoint.pt"
+        if resume:
+            state = load_checkpoint(self._checkpoint, place.device)
+            with fitting(self._checkpoint):
+                module.load_state_dict(state["model"])
+                self._descent.load(state["optimizers"])
+                self.step = state["step"]
+        self._metrics = Metrics(folder / "metrics.jsonl", step=self.step) if place.first else None
+        if not resume:
+            self._write({**about, "schedule": asdict(schedule), "processes": place.world})
+
+    @property
+    def parts_done(self) -> int:
+        """Micro-batches that all processes together have taken: where a stream of them goes on."""
+        return self.step * self.schedule.micro_batches
+
+    def run(
+        self,
+        part: Callable[[int], Part],
+        figures: Callable[[dict[str, float], float], dict[str, float]],
+        evaluate: Callable[[], dict[str, float]],
+    ) -> None:
+        """Take the steps that are left.
+
+        part: computes the micro-batch of that number. figures: of the sums over a window of steps and the
+        seconds it took, what is logged. evaluate: validation figures; the first process calls it. Raises
+        ColazipError, with the batch saved, when the loss stops being finite.
+        """
+        schedule = self.schedule
+        window: dict[str, float] = {}
+        seconds = 0.0
+        while self.step < schedule.steps:
+            started = time.monotonic()
+            factor = learning_rate(
+                self.step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from
+            )
+            sums = self._take(part, factor)
+            seconds += time.monotonic() - started
+            self.step += 1
+            window = {name: window.get(name, 0.0) + value for name, value in sums.items()}
+            last = self.step == schedule.steps
+            if self.step % schedule.log_every == 0 or last:
+                self._write({"step": self.step, **figures(window, seconds), "lr": factor})
+                window, seconds = {}, 0.0
+            if self.step % schedule.evaluate_every == 0 or last:
+                self._validate(evaluate)
+            if self.step % schedule.save_every == 0 or last:
+                self._save()
+
+    def _take(self, part: Callable[[int], Part], factor: float) -> dict[str, float]:
+        """One step at `factor` times the peak rates; returns the sums over all processes."""
+        place, found = self.place, []
+        for i in range(self._own):
+            sums, batch = part(self.parts_done + i * place.world + place.rank)
+            loss = sums["loss"]
+            assert isinstance(loss, Tensor)
+            loss.backward()
+            found.append(({name: _number(value) for name, value in sums.items()}, batch))
+        add_gradients(self.module, place)
+        summed = total({name: sum(sums[name] for sums, _ in found) for name in found[0][0]}, place)
+        norm = self._descent.clip(summed["count"])
+        # The norm is common to all processes, so all of them stop; the batch that is to blame is kept.
+        name = "bad_batch" if place.world == 1 else f"bad_batch-{place.rank}"
+        for sums, batch in found:
+            if not math.isfinite(sums["loss"]) or batch is found[-1][1]:
+                check_finite(sums["loss"], norm, self.step, batch, self.folder, name)
+        self._descent.step(factor)
+        return summed
+
+    def _validate(self, evaluate: Callable[[], dict[str, float]]) -> None:
+        if self.place.first:
+            self._write({"step": self.step, "validation": "figures", **evaluate()})
+        wait(self.place)
+
+    def _save(self) -> None:
+        if self.place.first:
+            state = {"model": self.module.state_dict(), "optimizers": self._descent.state()}
+            save_atomic({**state, "step": self.step}, self._checkpoint)
+        wait(self.place)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(entry)
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else value
