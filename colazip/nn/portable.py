@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from colazip.config import ModelConfig, StackConfig
+from colazip.names import TokenNames
 from colazip.nn.grid import (
     ATTENTION_TABLE,
     CLOSED,
@@ -202,16 +203,15 @@ class Stack:
         return x
 
 
-class Readout:
+class Readout(TokenNames):
     """Token states -> class logits, then slot logits of a class."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
+        super().__init__(tensors, prefix)
+        weights = Weights(tensors, prefix)
         self._classes = Linear(weights.under("classes"), norm=True)
         slots = weights.under("slots")
         self._slots, self._slot_scale = slots["q"], slots["scale"][..., 0]
-        self.class_of, self.slot_of = weights["class_of"], weights["slot_of"]
-        self.token_of = weights["token_of"].astype(np.int64)
-        self.limits = weights["limits"].astype(np.int64)
 
     def classes(self, states: np.ndarray) -> np.ndarray:
         """[N, L] -> [N, classes]."""
@@ -223,27 +223,15 @@ class Readout:
         products = (self._slots[classes].astype(_F) @ q[..., None])[..., 0]
         return products * _inverse_rms(q) * self._slot_scale[classes]
 
-    def named(self, tokens: np.ndarray, detail: int) -> np.ndarray:
-        """What stands for tokens [...] in a gist."""
-        classes = self.class_of[tokens]
-        return self.token_of[classes, np.minimum(self.slot_of[tokens], self._last(detail)[classes])]
-
-    def is_open(self, tokens: np.ndarray, detail: int) -> np.ndarray:
-        limits = self.limits[detail][self.class_of[tokens]]
-        return (self.slot_of[tokens] == limits) & (limits < self.token_of.shape[1] - 1)
-
     def gist_logits(self, logits: np.ndarray, classes: np.ndarray, detail: int) -> np.ndarray:
         """Slot logits [N, slots] without those that a gist can't say."""
         slot = np.arange(logits.shape[1])
-        return np.where(slot > self._last(detail)[classes][:, None], _F(CLOSED), logits)
+        return np.where(slot > self.last(detail)[classes][:, None], _F(CLOSED), logits)
 
     def rare_logits(self, states: np.ndarray, classes: np.ndarray, detail: int) -> np.ndarray:
         slot = np.arange(self.token_of.shape[1])
         logits = self.slots(states, classes)
         return np.where(slot < self.limits[detail][classes][:, None], _F(CLOSED), logits)
-
-    def _last(self, detail: int) -> np.ndarray:
-        return np.minimum(self.limits[detail], self.token_of.shape[1] - 1)
 
 
 class Decoder:
@@ -302,7 +290,7 @@ class PortableNetworks:
         self._ups = [Linear(coder.under(f"ups.{i}"), norm=True) for i in range(2)]
         self._downs = [Linear(coder.under(f"downs.{i}")) for i in range(2)]
         self._trust = Linear(coder.under("trust"), norm=True)
-        self._readout = Readout(root.under("readout"))
+        self._readout = Readout(tensors, "vae.readout.")
 
     def start(self, lanes: int, detail: int) -> None:
         self._caches, self._detail = self._stack.caches(lanes), detail

@@ -223,10 +223,6 @@ class TextVAE(nn.Module):
         """Gist tokens int64 [B, P, K], real bool [B, P, K] -> [B, P, K, E], zeros where there is none."""
         return self.embed(tokens) * real[..., None]
 
-    def features(self, tokens: Tensor, real: Tensor, detail: int) -> Tensor:
-        """What the decoder sees in a gist: tokens int64 [B, P, K], real bool [B, P, K] -> [B, P, W]."""
-        return self.decoder(self.embed_gist(tokens, real), real[..., 0], detail)
-
     def rare_logits(self, tokens: Tensor, real: Tensor, where: Tensor, detail: int) -> Tensor:
         """Slots of the open tokens of a gist: int64 [B, P, K], where bool [B, P, K] -> [N, slots]."""
         embedded = self.embed_gist(tokens, real)
