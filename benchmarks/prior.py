@@ -25,6 +25,7 @@ from benchmarks.corpus import evenly_spaced, read_corpus
 from benchmarks.text_quality import KneserNey, distinct, self_bleu
 from colazip.cli.options import sampling_options
 from colazip.codec import Codec, Gist
+from colazip.continuation import go_on
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.prior import Prior
@@ -152,8 +153,8 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
 def continuing(
     sample: Sample, options: Sampling, judge: KneserNey, frequency: np.ndarray, count: int
 ) -> tuple[Table, list[str]]:
-    """Second halves drawn by the prior from the first, beside what stands there. count: tokens of a half;
-    frequency: int64 [V], of the texts beside the sample.
+    """Second halves drawn by the prior and by the coder from the first, beside what stands there. count:
+    tokens of a half; frequency: int64 [V], of the texts beside the sample.
 
     Returns the table and a few samples as they come.
     """
@@ -169,11 +170,25 @@ def continuing(
         sample.cells.anywhere(sample.values(values, half))
         for values in sample.prior.generate(beginnings, patches, options)
     ]
+    model = sample.codec.model
+    written = [
+        go_on(
+            model.portable,
+            model.config,
+            sample.gists[0][i][:half],
+            half,
+            detail=0,
+            temperature=options.temperature,
+            seed=options.seed + i,
+        )
+        for i in used
+    ]
     rng = np.random.default_rng(0)
     share = (frequency + 1) / (frequency + 1).sum()
     texts = {
         "what stands there": [sample.tokens[i][after] for i in used],
         "its gist reading": [sample.reading[i][after] for i in used],
+        "continued by the coder": written,
         "continued by the prior": drawn,
         "tokens drawn by frequency": [rng.choice(len(share), half, p=share) for _ in used],
         "what stands there, tokens shuffled": [rng.permutation(sample.tokens[i][after]) for i in used],
@@ -195,9 +210,10 @@ def continuing(
         note(f"continue: {' '.join(rows[-1])}")
     decode = sample.codec.model.tokenizer.decode
     shown = []
-    for i, tokens in list(zip(used, drawn, strict=True))[:3]:
-        pieces = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], tokens))
-        shown.append(" [...] ".join(" ".join(p.split()) for p in pieces))
+    for name in ("coder", "prior"):
+        for i, tokens in list(zip(used, texts[f"continued by the {name}"], strict=True))[:3]:
+            both = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], tokens))
+            shown.append(f"{name}: " + " [...] ".join(" ".join(p.split()) for p in both))
     return rows, shown
 
 

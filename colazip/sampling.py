@@ -1,4 +1,5 @@
-"""How samples are drawn from the diffusion prior. No torch: commands read it before anything heavy loads."""
+"""How samples are drawn, from the diffusion prior or by the coder. No torch: commands read it before anything
+heavy loads."""
 
 from __future__ import annotations
 
@@ -10,19 +11,25 @@ from colazip.errors import UsageError
 SOLVERS = ("euler", "midpoint")
 MAX_STEPS = 1000
 MAX_GUIDANCE = 20.0
+MAX_TEMPERATURE = 10.0
+CODER, PRIOR = "coder", "prior"
+WRITERS = (CODER, PRIOR)  # what lets a text go on
 
 
 @dataclass(frozen=True)
 class Sampling:
     """steps: of the solver, more are nearer to the flow. solver: `midpoint` evaluates the network twice a
     step and is of second order, `euler` once. guidance: 1 is the prior as it is; above, each block heeds what
-    stands before it more. seed: the same one gives the same sample. Raises UsageError on values out of range.
+    stands before it more. seed: the same one gives the same sample. temperature: of the coder's draws, which
+    none of the above but the seed matters to; 1 draws as often as it expects, 0 takes the likeliest. Raises
+    UsageError on values out of range.
     """
 
     steps: int = 8
     solver: str = "midpoint"
     guidance: float = 1.0
     seed: int = 0
+    temperature: float = 0.8
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -33,3 +40,5 @@ class Sampling:
             raise UsageError(f"guidance {self.guidance}: must lie between 0 and {MAX_GUIDANCE:.0f}")
         if self.seed < 0:
             raise UsageError(f"seed {self.seed}: must be 0 or more")
+        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE):
+            raise UsageError(f"temperature {self.temperature}: must lie between 0 and {MAX_TEMPERATURE:.0f}")

@@ -1,5 +1,5 @@
-"""What the diffusion prior makes of stored text: a denoised reading, a variant, holes filled in, a text that
-goes on; and how likely a text is. `colazip.prior` does the work on latents."""
+"""What the model makes of stored text: a denoised reading, a variant, holes filled, a text that goes on; and
+how likely a text is. `colazip.prior` works on latents, `colazip.continuation` with the coder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from colazip.continuation import go_on
 from colazip.errors import UsageError
 from colazip.layers import Block
 from colazip.prior import Prior
-from colazip.sampling import Sampling
+from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
@@ -124,30 +125,58 @@ def choose_missing(count: int, missing: float | Sequence[int], seed: int) -> np.
     return holes
 
 
-def proceed(codec: Codec, parts: Parts, *, tokens: int = 200, options: Sampling | None = None) -> str:
+def proceed(
+    codec: Codec, parts: Parts, *, tokens: int = 200, by: str = CODER, options: Sampling | None = None
+) -> str:
     """`tokens` tokens that go on from a record, without the record itself.
 
-    The prior sees as much of the record's end as goes with them into a segment. Raises UsageError, also for a
-    record whose end was kept in PLAIN.
+    by: `coder`, the autoregressive network that the gist is coded with, or `prior`. Both see as much of the
+    record's end as goes with the tokens into a segment. Raises UsageError, also for a record whose end was
+    kept in PLAIN.
     """
-    config, cells = codec.model.config, codec.model.cells
+    config, chosen = codec.model.config, options or Sampling()
+    if by not in WRITERS:
+        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
     most = config.segment * config.patch - config.patch
     if not 1 <= tokens <= most:
         raise UsageError(f"{tokens} tokens: between 1 and {most} can be added")
     found = [codec.gists(block).get(slot) for block, slot in parts]
     if not found or found[-1] is None:
         raise UsageError("the record's end is kept plain: it has no gist to go on from")
-    known = np.concatenate(codec.read_tokens([gist for gist in found if gist is not None]))
+    gists = [gist for gist in found if gist is not None]
     room = config.segment * config.patch - tokens
-    # Whole patches are dropped in front, so that those that stay keep their tokens.
-    drop = max(0, -(-(len(known) - room) // config.patch)) * config.patch
-    known = known[drop:]
-    centre = np.zeros((len(known) + tokens, config.channels), np.float32)
+    if by == PRIOR:
+        known = _end(codec, np.concatenate(codec.read_tokens(gists)), room)
+        return _text(codec, [_drawn_on(codec, known, tokens, chosen)])
+    detail = gists[-1].detail
+    known = _end(codec, np.concatenate([gist.tokens for gist in gists if gist.detail == detail]), room)
+    more = go_on(
+        codec.model.portable,
+        config,
+        known,
+        tokens,
+        detail=detail,
+        temperature=chosen.temperature,
+        seed=chosen.seed,
+    )
+    return _text(codec, [more])
+
+
+def _end(codec: Codec, tokens: np.ndarray, room: int) -> np.ndarray:
+    """The last `room` tokens at most; whole patches go in front, so that the others stay as they are."""
+    patch = codec.model.config.patch
+    return tokens[max(0, -(-(len(tokens) - room) // patch)) * patch :]
+
+
+def _drawn_on(codec: Codec, known: np.ndarray, count: int, options: Sampling) -> np.ndarray:
+    """`count` tokens that the prior draws after `known`, int64 both."""
+    cells = codec.model.cells
+    centre = np.zeros((len(known) + count, codec.model.config.channels), np.float32)
     reach = np.full_like(centre, np.inf)
     centre[: len(known)], reach[: len(known)] = cells.places[known], 0.0
     prior = Prior.from_codec(codec)
     (drawn,) = prior.denoise([_patches(codec, centre)], [_patches(codec, reach)], options)
-    return _text(codec, [cells.anywhere(_tokens(codec, drawn, len(centre))[len(known) :])])
+    return cells.anywhere(_tokens(codec, drawn, len(centre))[len(known) :])
 
 
 def score(codec: Codec, texts: Sequence[str | bytes], *, draws: int = 16, seed: int = 0) -> np.ndarray:

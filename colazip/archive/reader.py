@@ -302,12 +302,18 @@ class Archive:
         text: str = fill(codec, parts, missing=missing, options=options)
         return text
 
-    def proceed(self, id: str, *, tokens: int = 200, options: Sampling | None = None) -> str:
-        """What the prior makes of how one record goes on, `tokens` tokens long. Raises UsageError."""
+    def proceed(
+        self, id: str, *, tokens: int = 200, by: str = "coder", options: Sampling | None = None
+    ) -> str:
+        """How one record might go on, `tokens` tokens long.
+
+        by: `coder` draws token by token from what the gist's coder expects next, `prior` block by block from
+        the diffusion prior. Raises UsageError.
+        """
         codec, parts = self._gist_parts(id)
         from colazip.variations import proceed
 
-        text: str = proceed(codec, parts, tokens=tokens, options=options)
+        text: str = proceed(codec, parts, tokens=tokens, by=by, options=options)
         return text
 
     def _gist_parts(self, id: str) -> tuple[Codec, list[tuple[Block, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from colazip.cli.console import Console, data_output, printable, write_json
 from colazip.cli.model_option import model_options, open_archive
 from colazip.cli.options import console_options, force_option, json_option, layer_option, sampling_options
 from colazip.errors import RecordNotFoundError, UsageError
-from colazip.sampling import Sampling
+from colazip.sampling import CODER, MAX_TEMPERATURE, PRIOR, WRITERS, Sampling
 
 if TYPE_CHECKING:
     from colazip.archive import Archive
@@ -152,6 +153,16 @@ def search(
     metavar="TOKENS",
     help="Instead, write as many tokens of how the record might go on.",
 )
+@click.option(
+    "--by",
+    type=click.Choice(WRITERS),
+    help="Who goes on: the coder, which codes the gist token by token, or the prior. [default: coder]",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, MAX_TEMPERATURE),
+    help="Of the coder's draws: 0 takes the likeliest token each time. [default: 0.8]",
+)
 @sampling_options
 @model_options
 @console_options
@@ -162,6 +173,8 @@ def regenerate(
     fill: bool,
     missing: str | None,
     more: int | None,
+    by: str | None,
+    temperature: float | None,
     sampling: Sampling,
     model: str | None,
     console: Console,
@@ -169,12 +182,19 @@ def regenerate(
     """Write a variant of a record: the latents of its gist reading, noised and denoised by the model's prior.
 
     A patch is a few neighbouring tokens, four in the model of the package. What the prior draws is read as
-    the nearest tokens: near to text of the kind, not proofread.
+    the nearest tokens: near to text of the kind, not proofread. --continue has the coder write, unless --by
+    prior.
     """
     if sum((strength is not None, fill, more is not None)) > 1:
         raise UsageError("--strength, --fill and --continue exclude each other; give one")
     if missing is not None and not fill:
         raise UsageError("--missing says what to fill in; add --fill")
+    if more is None and (by is not None or temperature is not None):
+        raise UsageError("--by and --temperature say how to go on; add --continue")
+    if by == PRIOR and temperature is not None:
+        raise UsageError("--temperature is of the coder's draws; leave out --by prior")
+    if temperature is not None:
+        sampling = replace(sampling, temperature=temperature)
     which = _missing("0.3" if missing is None else missing)
     with open_archive(archive, model) as opened:
         if id not in opened:
@@ -182,7 +202,7 @@ def regenerate(
         if fill:
             text = opened.fill(id, missing=which, options=sampling)
         elif more is not None:
-            text = opened.proceed(id, tokens=more, options=sampling)
+            text = opened.proceed(id, tokens=more, by=by or CODER, options=sampling)
         else:
             text = opened.regenerate(id, strength=0.3 if strength is None else strength, options=sampling)
     click.echo(text)

@@ -26,6 +26,13 @@ TEXT = "The harbour was quiet in the morning, and the boats lay side by side, wa
         (("regenerate", "a.cola", "x", "--solver", "rk4"), "--solver"),
         (("regenerate", "a.cola", "x", "--seed", "-1"), "--seed"),
         (("regenerate", "a.cola", "x", "--guidance", "nan"), "guidance"),
+        (("regenerate", "a.cola", "x", "--by", "coder"), "add --continue"),
+        (("regenerate", "a.cola", "x", "--continue", "9", "--by", "me"), "--by"),
+        (
+            ("regenerate", "a.cola", "x", "--continue", "9", "--by", "prior", "--temperature", "1"),
+            "leave out",
+        ),
+        (("regenerate", "a.cola", "x", "--continue", "9", "--temperature", "-1"), "--temperature"),
         (("unpack", "a.cola", "--denoise"), "--from gist"),
         (("unpack", "a.cola", "--from", "gist", "--detail", "1"), "--denoise"),
     ],
@@ -52,7 +59,9 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
     assert (
         run("regenerate", "a.cola", "boat", "--fill", "--missing", "0-3", *quick).strip() != reading.strip()
     )
-    assert run("regenerate", "a.cola", "boat", "--continue", "40", *quick).strip()
+    assert run("regenerate", "a.cola", "boat", "--continue", "40", "--by", "prior", *quick).strip()
+    likely = ("regenerate", "a.cola", "boat", "--continue", "40", "--temperature", "0")
+    assert run(*likely).strip() and run(*likely) == run(*likely, "--seed", "3")
     denoised = run("unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick)
     assert denoised.strip() and denoised == run(
         "unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick

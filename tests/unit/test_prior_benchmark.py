@@ -29,6 +29,6 @@ def test_all_tables() -> None:
     assert [row[0] for row in tables["fill"][1:]] == ["10%", "30%", "50%"]
     assert float(tables["strength"][1][2]) >= float(tables["strength"][-1][2])
     assert tables["strength"][1][1] == tables["denoise"][1][1]
-    assert tables["continue"][1][0] == "what stands there" and len(tables["continue"]) == 6
+    assert tables["continue"][1][0] == "what stands there" and len(tables["continue"]) == 7
     assert tables["score"][1][1] == "6"
-    assert len(report.samples) == 3 and report.text().count("| ---") > 5
+    assert len(report.samples) == 6 and report.text().count("| ---") > 5

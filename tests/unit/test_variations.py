@@ -43,7 +43,8 @@ def test_same_seed_same_text() -> None:
     for change in (
         lambda seed: regenerate(codec, [(block, 0)], strength=1.0, options=Sampling(2, seed=seed)),
         lambda seed: fill(codec, [(block, 0)], missing=0.5, options=Sampling(2, seed=seed)),
-        lambda seed: proceed(codec, [(block, 0)], tokens=30, options=Sampling(2, seed=seed)),
+        lambda seed: proceed(codec, [(block, 0)], tokens=30, options=Sampling(seed=seed)),
+        lambda seed: proceed(codec, [(block, 0)], tokens=30, by="prior", options=Sampling(2, seed=seed)),
     ):
         one, two, other = (change(seed) for seed in (1, 1, 2))
         assert one == two
@@ -89,19 +90,27 @@ def test_a_gist_is_not_read_with_more_detail_than_it_has() -> None:
             denoise(tiny_codec(), [block], detail=detail)
 
 
-def test_a_text_goes_on_by_as_many_tokens() -> None:
+@pytest.mark.parametrize("by", ["coder", "prior"])
+def test_a_text_goes_on_by_as_many_tokens(by: str) -> None:
     codec = tiny_codec()
     most = (codec.model.config.segment - 1) * codec.model.config.patch
     for text in (passages()[0], passages()[0][:41], LONG):
         block = block_of(text)
         for tokens in (1, 30, most):
-            more = proceed(codec, [(block, 0)], tokens=tokens, options=QUICK)
+            more = proceed(codec, [(block, 0)], tokens=tokens, by=by, options=QUICK)
             assert isinstance(more, str) and more
     for tokens in (0, most + 1):
         with pytest.raises(UsageError, match="tokens"):
-            proceed(codec, [(block, 0)], tokens=tokens)
+            proceed(codec, [(block, 0)], tokens=tokens, by=by)
     with pytest.raises(UsageError, match="kept plain"):
-        proceed(codec, [(block_of("日本"), 0)], tokens=5)
+        proceed(codec, [(block_of("日本"), 0)], tokens=5, by=by)
+
+
+def test_nobody_else_goes_on() -> None:
+    with pytest.raises(UsageError, match="coder, prior"):
+        proceed(tiny_codec(), [(block_of(passages()[0]), 0)], by="me")
+    with pytest.raises(UsageError, match="temperature"):
+        Sampling(temperature=-1.0)
 
 
 def test_what_is_missing() -> None:
