@@ -35,7 +35,7 @@ class ModelConfig:
     coder: StackConfig = field(default_factory=lambda: StackConfig(320, 5, 5))
     local_width: int = 192
     local_hidden: int = 576
-    ngram_rows: int = 16384
+    ngram_rows: int = 32768
     ngram_width: int = 32
     prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
     prior_block: int = 16  # patches of a block of the DiT prior

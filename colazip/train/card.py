@@ -29,7 +29,7 @@ def render(
     search_steps = recipe.rows.steps
     taught = " Search learned from the vectors of all-MiniLM-L6-v2 (Apache-2.0)." if figures["taught"] else ""
     # Segments are padded a little to a common length, hence "at most".
-    seen = recipe.vae.steps * recipe.vae.patches * recipe.model.patch
+    seen = recipe.vae.steps * recipe.vae.micro_batches * recipe.vae.patches * recipe.model.patch
     steps = f"{recipe.vae.steps} of {recipe.vae.patches} patches (VAE), {recipe.prior.steps} (prior)"
     return f"""# {recipe.model.name}
 

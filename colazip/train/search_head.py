@@ -32,7 +32,7 @@ class SearchSchedule:
     of."""
 
     sample: int = 32768
-    steps: int = 300
+    steps: int = 1500
     batch: int = 512
     lr: float = 1e-3
     centroid_lr: float = 3e-4
