@@ -29,7 +29,7 @@ from colazip.continuation import go_on
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.prior import Prior
-from colazip.sampling import Sampling
+from colazip.sampling import CODER, PRIOR, Sampling
 from colazip.variations import choose_missing, infill, score, text_tokens
 
 MISSING = (0.1, 0.3, 0.5)
@@ -233,7 +233,8 @@ def varying(sample: Sample, options: Sampling) -> Table:
 
 
 def scoring(sample: Sample, draws: int) -> Table:
-    """Pairs of a text and itself with its words shuffled, that the prior's score puts in that order."""
+    """Pairs of a text and itself with its words shuffled, that scores put in that order: the prior's, and the
+    coder's code length."""
     rng = random.Random(0)
     pairs = []
     for text in sample.originals:
@@ -241,8 +242,12 @@ def scoring(sample: Sample, draws: int) -> Table:
         shuffled = rng.sample(words, len(words))
         if shuffled != words:
             pairs.append((" ".join(words), " ".join(shuffled)))
-    real, other = (score(sample.codec, side, draws=draws) for side in zip(*pairs, strict=True))
-    rows: Table = [("texts of", "pairs", "real above shuffled")]
+    sides = list(zip(*pairs, strict=True))
+    right = []
+    for by in (PRIOR, CODER):
+        real, other = (score(sample.codec, side, by=by, draws=draws) for side in sides)
+        right.append(real > other)
+    rows: Table = [("texts of", "pairs", "real above shuffled, prior", "coder")]
     lengths = np.array([len(text) for text, _ in pairs])
     for name, some in (
         ("all lengths", lengths >= 0),
@@ -251,7 +256,8 @@ def scoring(sample: Sample, draws: int) -> Table:
         ("1,000 and more", lengths >= 1000),
     ):
         if some.any():
-            rows.append((name, f"{int(some.sum()):,}", f"{float((real > other)[some].mean()):.1%}"))
+            shares = (f"{float(which[some].mean()):.1%}" for which in right)
+            rows.append((name, f"{int(some.sum()):,}", *shares))
     return rows
 
 

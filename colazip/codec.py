@@ -39,6 +39,7 @@ _MAGIC = b"\xc0\x1a"
 _BLOB_VERSION = 3
 _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
+_SCORED_AT_ONCE = 64  # texts: each has a memory of its own, of 768 KiB
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
 _FEW_LANES = 64
@@ -358,6 +359,23 @@ class Codec:
         if self._passage_tokens is None:
             return min(1, patches)
         return count_passages(patches, self._patch, self._passage_tokens)
+
+    def bits(self, texts: Sequence[str | bytes]) -> np.ndarray:
+        """Code length of each text on its own in bits, float64 [N]: gist and exact layer, nothing around.
+
+        Minus the log2 of the probability that the model gives the text; over its bytes, how foreign it is to
+        the model.
+        """
+        tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
+        result = np.zeros(len(texts))
+        for lo in range(0, len(texts), _SCORED_AT_ONCE):
+            some = [[t] for t in tokens[lo : lo + _SCORED_AT_ONCE]]
+            lanes = lay_out([[len(t)] for (t,) in some], self._segment, self._patch)
+            table = _token_table(some, lanes, self._patch)
+            coded = self._encoder.code(lanes, table, self._detail, exact=True)
+            lengths = [lane.gist_bits() + lane.exact_bits() for lane in coded]
+            np.add.at(result, lo + lanes.block, lengths)
+        return result
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Unit vectors, float32 [N, D]; an empty text has the zero vector. A long text is pooled over its

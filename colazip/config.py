@@ -40,7 +40,7 @@ class ModelConfig:
     prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
     prior_block: int = 16  # patches of a block of the DiT prior
     vector: int = 240  # width of search vectors
-    code_bytes: int = 30  # bytes of a search code
+    code_bytes: int = 24  # bytes of a search code
     word_rows: int = 12288  # search rows that words of several tokens share by their hash
 
     @property

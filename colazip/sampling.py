@@ -13,7 +13,7 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 20.0
 MAX_TEMPERATURE = 10.0
 CODER, PRIOR = "coder", "prior"
-WRITERS = (CODER, PRIOR)  # what lets a text go on
+WRITERS = (CODER, PRIOR)  # what lets a text go on, and says how likely one is
 
 
 @dataclass(frozen=True)

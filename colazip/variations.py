@@ -179,9 +179,19 @@ def _drawn_on(codec: Codec, known: np.ndarray, count: int, options: Sampling) ->
     return cells.anywhere(_tokens(codec, drawn, len(centre))[len(known) :])
 
 
-def score(codec: Codec, texts: Sequence[str | bytes], *, draws: int = 16, seed: int = 0) -> np.ndarray:
-    """How likely the prior holds each text, float64 [N]: `Prior.score` of the latents of its tokens, the mean
-    over its patches. Higher is likelier; nan for an empty text."""
+def score(
+    codec: Codec, texts: Sequence[str | bytes], *, by: str = PRIOR, draws: int = 16, seed: int = 0
+) -> np.ndarray:
+    """How likely each text is, float64 [N]; higher is likelier, nan for an empty text.
+
+    by: `prior` gives `Prior.score` of the latents of its tokens, the mean over its patches; `coder` minus the
+    bits a token that coding the text takes (`Codec.bits`). Raises UsageError.
+    """
+    if by not in WRITERS:
+        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
+    if by == CODER:
+        counts = np.array([len(tokens) for tokens in text_tokens(codec, texts)])
+        return np.where(counts > 0, -codec.bits(texts) / np.maximum(counts, 1), np.nan)
     pieces = [_segments(codec, tokens) for tokens in text_tokens(codec, texts)]
     latents = [_patches(codec, codec.model.cells.places[p]) for some in pieces for p in some]
     scores = iter(Prior.from_codec(codec).score(latents, draws=draws, seed=seed))

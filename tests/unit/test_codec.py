@@ -96,6 +96,19 @@ def test_text_is_coded_by_the_model_and_smaller() -> None:
     assert codec.decode_blocks([block]) == [texts]
 
 
+def test_bits_are_what_the_layers_take() -> None:
+    codec = tiny_codec()
+    texts = [*passages()[:3], " ".join(passages()[:4]), ""]  # one of several segments
+    bits = codec.bits(texts)
+    for text, count in zip(texts[:4], bits, strict=False):
+        (block,) = codec.encode_blocks([[text.encode()]], (GIST, EXACT))
+        stored = sum(len(data) for data in block.layers.values())
+        assert count / 8 <= stored <= count / 8 + 24  # checksum, tokens, states of the entropy coder
+    assert bits[4] == 0.0
+    many = codec.bits(texts * 20)  # in any company
+    assert np.allclose(many, np.tile(bits, 20), rtol=1e-12)
+
+
 @pytest.fixture(scope="module")
 def coded() -> list[Block]:
     """`text_blocks` coded one by one."""

@@ -135,3 +135,10 @@ def test_scores() -> None:
     scores = score(tiny_codec(), [passages()[0], "", LONG], draws=2)
     assert np.isfinite(scores[[0, 2]]).all() and np.isnan(scores[1])
     assert np.array_equal(scores, score(tiny_codec(), [passages()[0], "", LONG], draws=2), equal_nan=True)
+    coded = score(tiny_codec(), [passages()[0], "", LONG], by="coder")
+    tokens = len(tiny_codec().model.tokenizer.encode([LONG.encode()])[0])
+    assert np.isnan(coded[1]) and coded[2] == -tiny_codec().bits([LONG])[0] / tokens
+    shuffled = " ".join(np.random.default_rng(0).permutation(LONG.split()))
+    assert coded[2] > score(tiny_codec(), [shuffled], by="coder")[0]
+    with pytest.raises(UsageError, match="coder, prior"):
+        score(tiny_codec(), ["text"], by="me")
