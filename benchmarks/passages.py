@@ -22,7 +22,7 @@ from colazip.evaluate.table import markdown
 from colazip.layers import BLOCK_PARTS, SEARCH
 from colazip.search import brute_force
 
-SIZES = (None, 1024, 512, 384, 256, 128)
+SIZES = (None, 1024, 768, 640, 512, 384, 256, 128)
 DEPTH = 10
 
 

@@ -6,7 +6,7 @@ from the number of patches and of passages alone: an archive stores only how man
 
 from __future__ import annotations
 
-PASSAGE_TOKENS = 512  # of a passage, about: docs/experiments.md, 14
+PASSAGE_TOKENS = 640  # of a passage, about: docs/experiments.md, 24
 OVERLAP = 32  # tokens that neighbours share, whatever their size
 
 

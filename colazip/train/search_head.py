@@ -38,7 +38,7 @@ class SearchSchedule:
     centroid_lr: float = 3e-4
     temperature: float = 0.05
     distil: float = 1.0
-    pull: float = 0.3
+    pull: float = 1.0
     held_out: int = 2048
     seed: int = 2
 
