@@ -17,6 +17,7 @@ from tests.tiny_model import passages, tiny_folder
 
 HERE = Path(__file__).parent
 MODEL, ARCHIVE = HERE / "model-v3", HERE / "model-v3.cola"
+PASSAGE_TOKENS = 512  # the default when the archive was made
 BLOBS = [HERE / f"model-v3-detail-{detail}.blob" for detail in range(3)]
 
 
@@ -38,7 +39,7 @@ def main() -> None:
         shutil.rmtree(MODEL)
     shutil.copytree(tiny_folder(), MODEL)
     (MODEL / "README.md").write_text("Made by `python -m tests.golden.make_model_v3`; for tests alone.\n")
-    codec = Codec.from_pretrained(MODEL)
+    codec = Codec.from_pretrained(MODEL, passage_tokens=PASSAGE_TOKENS)
     Archive.pack(ARCHIVE, records(), codec=codec, overwrite=True)
     for detail, path in enumerate(BLOBS):
         path.write_bytes(Codec.from_pretrained(MODEL, detail=detail).encode([blob_text()])[0])

@@ -17,7 +17,7 @@ from colazip.codec import Codec
 from colazip.errors import FormatError, ModelMismatchError
 from colazip.layers import LAYERS, PLAIN
 from colazip.nn import exact
-from tests.golden.make_model_v3 import ARCHIVE, BLOBS, HERE, MODEL, blob_text, records
+from tests.golden.make_model_v3 import ARCHIVE, BLOBS, HERE, MODEL, PASSAGE_TOKENS, blob_text, records
 
 OLD = pytest.mark.parametrize("version, model", [(1, "85930d7e"), (2, "7952d55e")])
 
@@ -75,7 +75,8 @@ def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) 
             assert list(archive) == records()
         blobs = [path.read_bytes() for path in BLOBS]
         assert codec.decode(blobs) == [blob_text().encode()] * len(blobs)
-        Archive.pack(tmp_path / "again.cola", records(), codec=codec)
+        again = Codec(codec.model, passage_tokens=PASSAGE_TOKENS)
+        Archive.pack(tmp_path / "again.cola", records(), codec=again)
         for detail, blob in enumerate(blobs):
             assert Codec(codec.model, detail=detail).encode([blob_text()]) == [blob]
     assert model_layers(tmp_path / "again.cola") == model_layers(ARCHIVE)
