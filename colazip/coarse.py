@@ -20,7 +20,7 @@ from colazip.search import SearchIndex, best_of_each, best_of_records, cosines, 
 SAMPLE_CODES = 50_000  # that the 4-bit codebooks are trained on
 _ENTRIES = 16
 _CHUNK = 1 << 16
-_FIRST_FETCH, _FETCH_EACH = 1024, 32  # candidates: at least so many, and so many a hit
+_FIRST_FETCH, _FETCH_EACH = 4096, 32  # candidates: at least so many, and so many a hit
 _SEED = 1234
 
 

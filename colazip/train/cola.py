@@ -39,6 +39,7 @@ from colazip.train.distributed import (
     wait,
     whole,
 )
+from colazip.train.loop import Schedule
 from colazip.train.optimize import Metrics, check_finite, fitting, learning_rate, to_tensors
 from colazip.train.tensorboard import EventFile
 from colazip.train.vocabulary import make_tokenizer
@@ -48,21 +49,15 @@ _HELD_OUT_SEED = 1 << 62  # apart from those of training steps
 
 
 @dataclass(frozen=True)
-class StageSchedule:
-    """One stage. tokens: of a micro-batch, padding included. micro_batches: of a step, over all processes."""
+class StageSchedule(Schedule):
+    """One stage. tokens: of a micro-batch, padding included; average: decay of the averaged weights."""
 
-    steps: int
-    tokens: int = 8192
     micro_batches: int = 8
+    save_every: int = 500
+    tokens: int = 8192
     lr: float = 3e-4
-    warmup: int = 100
-    decay_from: float = 0.5
     weight_decay: float = 0.1
     average: float = 0.999
-    log_every: int = 50
-    evaluate_every: int = 500
-    save_every: int = 500
-    seed: int = 0
 
 
 @dataclass(frozen=True)
