@@ -171,11 +171,13 @@ def test_every_damaged_file_is_noticed(path: Path) -> None:
         whole = file.read_bytes()
         changed = whole[:-1] + bytes([whole[-1] ^ 1]) if file.name != "index.json" else whole[:-10]
         for content in (whole[: len(whole) // 2], changed):
+            file.unlink()  # another file, not this one: it may still be in memory
             file.write_bytes(content)
             with Archive(path, CODEC) as archive:
                 with pytest.raises(SearchIndexError, match=r"damaged.*colazip index --rebuild"):
                     archive.search("boat")
                 assert archive.info()["index"] == {"state": "damaged"}
+        file.unlink()
         file.write_bytes(whole)
     with Archive(path, CODEC) as archive:
         assert archive.search("boat")
@@ -227,6 +229,7 @@ def test_forged_vectors(path: Path, name: str) -> None:
     for content in (b"", b"\xff" * 7, b"\xff" * (folder / name).stat().st_size):
         import zlib
 
+        (folder / name).unlink()
         (folder / name).write_bytes(content)
         description["files"][name] = [len(content), zlib.crc32(content)]
         (folder / "index.json").write_text(json.dumps(description))
