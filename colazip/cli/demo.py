@@ -197,7 +197,10 @@ def show_readings(archive: Archive, id: str) -> None:
     for label, text in (
         (f"{id}, exact:", archive.get(id).decode()),
         ("the same from its gist alone, in one pass:", archive.gist(id)),
-        ("regenerated: the gist noised, denoised by the prior, and read:", archive.regenerate(id)),
+        (
+            "regenerated: a tenth of noise on the gist, denoised by the prior, and read:",
+            archive.regenerate(id, strength=0.1),
+        ),
     ):
         click.echo(f"\n{label}\n")
         click.echo(textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  "))
