@@ -258,7 +258,7 @@ class _Run:
         for i, part in enumerate(parts):
             index = step * schedule.micro_batches + i * place.world + place.rank
             with spread.accumulating(last=i + 1 == len(parts)):
-                sums = spread(*to_tensors(part, place.device), _seed(schedule, index))
+                sums = spread(*to_tensors(part, place.device), schedule.part_seed(index))
                 # Gradients are averaged over processes; the loss is a mean over all tokens of the step.
                 (sums["loss"] * (place.world / tokens)).backward()
             found.append({n: v.detach() for n, v in sums.items()})
@@ -302,10 +302,6 @@ class _Run:
         if self.place.device.type == "cuda":
             speed["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
         return speed
-
-
-def _seed(schedule: StageSchedule, index: int) -> int:
-    return (schedule.seed << 40) + index
 
 
 def _optimizer(module: nn.Module, schedule: StageSchedule) -> torch.optim.Optimizer:

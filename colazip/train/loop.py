@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from colazip.train.data import Batch
+from colazip.train.data import Batch, TokenStore, batches
 from colazip.train.distributed import Place, add_gradients, share_of, total, wait
 from colazip.train.optimize import (
     Descent,
@@ -45,6 +46,10 @@ class Schedule:
     evaluate_every: int = 500
     save_every: int = 250
     seed: int = 0
+
+    def part_seed(self, index: int) -> int:
+        """Seed of what the micro-batch of that number draws, whatever came before it."""
+        return (self.seed << 40) + index
 
 
 class Loop:
@@ -81,18 +86,28 @@ class Loop:
         if not resume:
             self._write({**about, "schedule": asdict(schedule), "processes": place.world})
 
-    @property
-    def parts_done(self) -> int:
-        """Micro-batches that all processes together have taken: where a stream of them goes on."""
-        return self.step * self.schedule.micro_batches
+    def stream(self, store: TokenStore, segments: np.ndarray, *, patch: int, patches: int) -> Iterator[Batch]:
+        """This process's micro-batches of about `patches` patches each, from where the run stands."""
+        place, schedule = self.place, self.schedule
+        return batches(
+            store,
+            segments,
+            patch=patch,
+            patches=patches,
+            seed=schedule.seed,
+            skip=self.step * schedule.micro_batches,
+            rank=place.rank,
+            world=place.world,
+        )
 
     def run(
         self,
         part: Callable[[int], Part],
         figures: Callable[[dict[str, float], float], dict[str, float]],
         evaluate: Callable[[], dict[str, float]],
-    ) -> None:
-        """Take the steps that are left.
+    ) -> dict[str, float]:
+        """Take the steps that are left; returns the validation figures at the end: none in a run that
+        was finished already, nor in other processes than the first.
 
         part: computes the micro-batch of that number. figures: of the sums over a window of steps and the
         seconds it took, what is logged. evaluate: validation figures; the first process calls it. Raises
@@ -101,6 +116,7 @@ class Loop:
         schedule = self.schedule
         window: dict[str, float] = {}
         seconds = 0.0
+        found: dict[str, float] = {}
         while self.step < schedule.steps:
             started = time.monotonic()
             factor = learning_rate(
@@ -115,15 +131,16 @@ class Loop:
                 self._write({"step": self.step, **figures(window, seconds), "lr": factor})
                 window, seconds = {}, 0.0
             if self.step % schedule.evaluate_every == 0 or last:
-                self._validate(evaluate)
+                found = self._validate(evaluate)
             if self.step % schedule.save_every == 0 or last:
                 self._save()
+        return found
 
     def _take(self, part: Callable[[int], Part], factor: float) -> dict[str, float]:
         """One step at `factor` times the peak rates; returns the sums over all processes."""
         place, found = self.place, []
         for i in range(self._own):
-            sums, batch = part(self.parts_done + i * place.world + place.rank)
+            sums, batch = part(self.step * self.schedule.micro_batches + i * place.world + place.rank)
             loss = sums["loss"]
             assert isinstance(loss, Tensor)
             loss.backward()
@@ -139,10 +156,11 @@ class Loop:
         self._descent.step(factor)
         return summed
 
-    def _validate(self, evaluate: Callable[[], dict[str, float]]) -> None:
-        if self.place.first:
-            self._write({"step": self.step, "validation": "figures", **evaluate()})
+    def _validate(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        found = evaluate() if self.place.first else {}
+        self._write({"step": self.step, "validation": "figures", **found})
         wait(self.place)
+        return found
 
     def _save(self) -> None:
         if self.place.first:

@@ -14,7 +14,7 @@ from colazip.cells import TokenCells
 from colazip.nn.dit import DiT, knowledge
 from colazip.nn.vae import TextVAE
 from colazip.pretrained import token_cells
-from colazip.train.data import Batch, TokenStore, batches, gather
+from colazip.train.data import Batch, TokenStore, gather
 from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
 
@@ -163,19 +163,10 @@ def train_prior(
     own = own[np.random.default_rng(0).permutation(len(own))[:128]]
     own = own[np.argsort(own[:, 1] - own[:, 0], kind="stable")]
     held_out = [gather(validation, own[lo : lo + 16], config.patch) for lo in range(0, len(own), 16)]
-    stream = batches(
-        train,
-        segments,
-        patch=config.patch,
-        patches=schedule.patches,
-        seed=schedule.seed,
-        skip=loop.parts_done,
-        rank=place.rank,
-        world=place.world,
-    )
+    stream = loop.stream(train, segments, patch=config.patch, patches=schedule.patches)
 
     def part(index: int) -> Part:
-        torch.manual_seed((schedule.seed << 40) + index)  # times and noise do not depend on what came before
+        torch.manual_seed(schedule.part_seed(index))
         batch = next(stream)
         latents, valid, known = _latents(cells, batch, config.patch, place.device)
         error, count = flow_error(prior, latents, valid, schedule, known)
@@ -187,5 +178,7 @@ def train_prior(
             "tokens_a_second": sums["tokens"] / seconds,
         }
 
-    loop.run(part, figures, lambda: _evaluate(prior, cells, held_out, schedule, config.patch))
-    return prior, _evaluate(prior, cells, held_out, schedule, config.patch)
+    def validate() -> dict[str, float]:
+        return _evaluate(prior, cells, held_out, schedule, config.patch)
+
+    return prior, loop.run(part, figures, validate) or validate()

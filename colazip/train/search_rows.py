@@ -172,8 +172,10 @@ def train_rows(
     def figures(sums: dict[str, float], seconds: float) -> dict[str, float]:
         return {"loss_nats": sums["loss"] / sums["count"], "steps_a_second": sums["count"] / seconds}
 
-    loop.run(part, figures, lambda: held_out.figures(table.detach()))
-    return table.detach(), held_out.figures(table.detach())
+    def validate() -> dict[str, float]:
+        return held_out.figures(table.detach())
+
+    return table.detach(), loop.run(part, figures, validate) or validate()
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from colazip.config import ModelConfig
 from colazip.nn.vae import TextVAE
-from colazip.train.data import TokenStore, Vocabulary, batches, gather
+from colazip.train.data import TokenStore, Vocabulary, gather
 from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
 from colazip.train.losses import compute
@@ -139,16 +139,7 @@ def train_vae(
     length = config.segment * config.patch
     sample = validation.segments(length)
     sample = sample[np.random.default_rng(0).permutation(len(sample))[:256]]
-    stream = batches(
-        train,
-        train.segments(length),
-        patch=config.patch,
-        patches=schedule.patches,
-        seed=schedule.seed,
-        skip=loop.parts_done,
-        rank=place.rank,
-        world=place.world,
-    )
+    stream = loop.stream(train, train.segments(length), patch=config.patch, patches=schedule.patches)
 
     def part(index: int) -> Part:
         batch = next(stream)
