@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
 from colazip.decode import decode_exact, decode_gist, read_tokens
 from colazip.entropy import encode_streams
@@ -66,9 +67,10 @@ class Codec:
     batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
     the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
     the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. detail: of
-    the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. passage_tokens:
+    the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. brief: write brief
+    gists, about this share of the words of a long text and no exact layer (`colazip.brief`). passage_tokens:
     what a search code stands for in blocks, about so many tokens, a longer text gets several; None is one
-    code a part. Reading depends on neither. A Codec may be used by one thread at a time.
+    code a part. Reading depends on none of them. A Codec may be used by one thread at a time.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Codec:
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
         detail: int = 0,
+        brief: float | None = None,
         passage_tokens: int | None = PASSAGE_TOKENS,
     ) -> None:
         if not 0 <= detail < model.config.details:
@@ -101,6 +104,7 @@ class Codec:
         self._segment = model.config.segment * model.config.patch
         self._codebook = model.codebook
         self._passage_tokens = passage_tokens
+        self._abridger = None if brief is None else Abridger(brief, model.tokenizer, model.rows)
 
     @classmethod
     def from_pretrained(
@@ -111,6 +115,7 @@ class Codec:
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
         detail: int = 0,
+        brief: float | None = None,
         passage_tokens: int | None = PASSAGE_TOKENS,
     ) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
@@ -120,6 +125,7 @@ class Codec:
             device=device,
             implementation=implementation,
             detail=detail,
+            brief=brief,
             passage_tokens=passage_tokens,
         )
 
@@ -292,9 +298,17 @@ class Codec:
         depend on what else is in the call, on the batch size, or on threads.
         """
         wanted, level = choose(preset, layers)
+        if self._abridger is not None and EXACT in wanted:
+            raise UsageError(
+                f"a brief leaves words out, so no layer {EXACT} can follow it: ask for {SEARCH} and {GIST}"
+            )
         result: list[Block] = []
         for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
-            result.extend(self._encode_some(blocks[lo : lo + _BLOCKS_AT_ONCE], wanted, level))
+            some = blocks[lo : lo + _BLOCKS_AT_ONCE]
+            if self._abridger is None or GIST not in wanted:
+                result.extend(self._encode_some(some, wanted, level))
+            else:
+                result.extend(self._encode_briefs(some, wanted, level, self._abridger))
         return result
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
@@ -321,7 +335,18 @@ class Codec:
         return result
 
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
-        """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN."""
+        """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN. Of a
+        brief its words."""
+        briefs = [self._brief_of(b) for b in blocks]
+        if any(briefs):
+            exact = iter(self.decode_blocks([b for b in briefs if b is not None]))
+            others = iter(
+                self.read_gist([b for b, found in zip(blocks, briefs, strict=True) if found is None])
+            )
+            return [
+                next(others) if found is None else [p.decode("utf-8", "replace") for p in next(exact)]
+                for found in briefs
+            ]
         result: list[list[str]] = []
         for some in self._open_blocks(blocks, (GIST,)):
             with self._networks(some.lanes) as net:
@@ -398,7 +423,21 @@ class Codec:
             return np.zeros(0, np.int64)
         if GIST not in block.layers:
             return np.arange(block.count)
-        return np.flatnonzero(np.array(_split_gist(block, self.model.config.details)[0]) < 0)
+        counts, _ = _split_gist(self._brief_of(block) or block, self.model.config.details)
+        return np.flatnonzero(np.array(counts) < 0)
+
+    def _brief_of(self, block: Block) -> Block | None:
+        """The shorter texts of a brief gist, as a block of their own; None if the gist is none."""
+        if GIST not in block.layers:
+            return None
+        details = self.model.config.details
+        reader = Reader(block.layers[GIST], "gist layer")
+        if reader.varint(details) < details:
+            return None
+        layers = {GIST: reader.take(reader.varint(reader.left)), EXACT: reader.rest()}
+        if PLAIN in block.layers:
+            layers[PLAIN] = block.layers[PLAIN]
+        return Block(block.count, layers)
 
     # -- latents, for the prior
 
@@ -470,6 +509,27 @@ class Codec:
                 made[PLAIN] = self._plain.encode_parts(parts, level)
             result.append(Block(len(parts), made))
         return result
+
+    def _encode_briefs(
+        self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...], level: int, abridger: Abridger
+    ) -> list[Block]:
+        """Blocks whose gist is a brief: shorter texts, coded exactly; their search codes are of the whole
+        texts."""
+        coded_tokens = iter(self.model.tokenizer.encode([part for parts in blocks for part in parts]))
+        tokens = [[next(coded_tokens) for _ in parts] for parts in blocks]
+        briefs = [
+            [p if _is_foreign(p, t) else abridger.abridge(p, t) for p, t in zip(parts, mine, strict=True)]
+            for parts, mine in zip(blocks, tokens, strict=True)
+        ]
+        coded = self._encode_some(briefs, (GIST, EXACT), level)
+        made = [dict(block.layers) for block in coded]
+        for own in made:
+            gist = own[GIST]
+            own[GIST] = varint(self.model.config.details) + varint(len(gist)) + gist + own.pop(EXACT)
+        if SEARCH in layers:
+            for own, block in zip(made, self._encode_some(blocks, (SEARCH,), level), strict=True):
+                own[SEARCH] = block.layers[SEARCH]
+        return [Block(len(parts), own) for parts, own in zip(blocks, made, strict=True)]
 
     def _encode_text(
         self,
@@ -627,7 +687,12 @@ class _Opened:
 def _gist_head(block: Block, details: int) -> tuple[int, Reader]:
     """Detail of a block's gist, and what follows."""
     reader = Reader(block.layers[GIST], "gist layer")
-    return reader.varint(details - 1), reader
+    detail = reader.varint(details)
+    if detail == details:
+        raise MissingLayerError(
+            "the gist is a brief, which has words and no latents: pack the source without brief"
+        )
+    return detail, reader
 
 
 def _split_gist(block: Block, details: int) -> tuple[list[int], bytes]:

@@ -75,6 +75,11 @@ class RowSums:
         self._words = WordHash(token_bytes)
         self._tokens, self._word_rows = len(token_bytes), word_rows
 
+    @property
+    def width(self) -> int:
+        """Of a vector, D."""
+        return self._rows.shape[1]
+
     def patches(self, tokens: np.ndarray, patch: int) -> np.ndarray:
         """What each patch adds to a sum: tokens int64 [T] -> float64 [P, D]. A word counts where it begins.
 

@@ -47,20 +47,23 @@ def model_options(function: F) -> F:
     return model(threads_option(function))
 
 
-def load_codec(model: str | None, *, detail: int = 0) -> ArchiveCodec:
-    """The codec of the model folder `model` (None: the embedded default), writing gists of this detail.
+def load_codec(model: str | None, *, detail: int = 0, brief: float | None = None) -> ArchiveCodec:
+    """The codec of the model folder `model` (None: the embedded default), writing gists of this detail, or
+    briefs.
 
     A program that runs commands in its own process may hand a codec over: `main(argv, codec)`. It writes as
-    it was made: UsageError for another detail than 0.
+    it was made: UsageError for another detail than 0, or a brief.
     """
     given = _given_codec()
     if given is not None:
         if detail:
             raise UsageError(f"--detail {detail}: the codec of this program was made for one detail")
+        if brief is not None:
+            raise UsageError(f"--brief {brief:g}: the codec of this program was made to write as it does")
         return given
     from colazip.codec import Codec
 
-    return Codec.from_pretrained(model, detail=detail)
+    return Codec.from_pretrained(model, detail=detail, brief=brief)
 
 
 def open_archive(path: str, model: str | None = None) -> Archive:

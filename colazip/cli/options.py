@@ -38,6 +38,14 @@ detail_option = click.option(
     help="How much the gist says: 0 names the most tokens, higher numbers fewer, the model says how many "
     "there are. The text that comes back exactly is the same. [default: 0]",
 )
+brief_option = click.option(
+    "--brief",
+    type=click.FloatRange(1 / 64, 1),
+    metavar="SHARE",
+    help="Keep only the words that carry the meaning: about this share of those of a long text, a text of up "
+    "to 50 words whole. 0.0625 makes English text some 16 times smaller. The gist is then a list of words, "
+    "and there is no exact layer.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
@@ -98,6 +106,18 @@ def check_detail(detail: int | None, layers: Sequence[str]) -> int:
     if detail is not None and GIST not in layers:
         raise UsageError(f"--detail {detail}: says what a gist names, and none is written here")
     return detail or 0
+
+
+def brief_layers(layers: Sequence[str] | None, brief: float | None) -> Sequence[str] | None:
+    """The layers to pack: with a brief all that can be, where none are named. Raises UsageError where no gist
+    is to be written."""
+    from colazip.layers import GIST, SEARCH
+
+    if brief is None:
+        return layers
+    if layers is not None and GIST not in layers:
+        raise UsageError(f"--brief {brief:g}: says what a gist holds, and none is written here")
+    return (SEARCH, GIST) if layers is None else layers
 
 
 def layer_list(

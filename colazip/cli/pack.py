@@ -11,6 +11,8 @@ import click
 from colazip.cli.console import Console, amount, size
 from colazip.cli.model_option import load_codec, model_options
 from colazip.cli.options import (
+    brief_layers,
+    brief_option,
     check_detail,
     console_options,
     detail_option,
@@ -35,6 +37,7 @@ from colazip.errors import UsageError
 )
 @preset_option
 @detail_option
+@brief_option
 @click.option(
     "--format",
     type=click.Choice(["auto", "text", "lines", "jsonl", "csv", "parquet"]),
@@ -63,6 +66,7 @@ def pack(
     layers: tuple[str, ...] | None,
     preset: str,
     detail: int | None,
+    brief: float | None,
     format: str,
     text_column: str | None,
     id_column: str | None,
@@ -88,7 +92,8 @@ def pack(
         raise UsageError(
             "an archive can't be written to standard output; name a file, or use 'colazip compress'"
         )
-    chosen_detail = check_detail(detail, choose(preset, layers)[0])
+    kept = brief_layers(layers, brief)
+    chosen_detail = check_detail(detail, choose(preset, kept)[0])
     check_free(output, force)
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(output):
@@ -105,8 +110,8 @@ def pack(
             summary = Archive.pack(
                 output,
                 opened.records,
-                codec=load_codec(model, detail=chosen_detail),
-                layers=layers,
+                codec=load_codec(model, detail=chosen_detail, brief=brief),
+                layers=kept,
                 preset=preset,
                 overwrite=force,
                 source=opened.description,

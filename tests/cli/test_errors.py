@@ -41,6 +41,7 @@ Fails = Callable[..., str]
         (["pack", "-", "-o", "x.cola", "--layers", "search", "--detail", "0"], "none is written"),
         (["pack", "-", "-o", "x.cola", "--detail", "-1"], "--detail"),
         (["pack", "-", "-o", "x.cola", "--detail", "1"], "made for one detail"),
+        (["pack", "-", "-o", "x.cola", "--brief", "0.1"], "made to write as it does"),
         (["compress", "-", "--preset", "balanced", "--detail", "1"], "none is written"),
         (["search", "x.cola", " "], "query is empty"),
         (["search", "x.cola", "q", "-k", "0"], "0"),

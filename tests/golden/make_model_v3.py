@@ -13,11 +13,14 @@ from pathlib import Path
 
 from colazip import Archive, Record
 from colazip.codec import Codec
+from colazip.layers import GIST, SEARCH
 from tests.tiny_model import passages, tiny_folder
 
 HERE = Path(__file__).parent
 MODEL, ARCHIVE = HERE / "model-v3", HERE / "model-v3.cola"
 PASSAGE_TOKENS = 512  # the default when the archive was made
+SHARE = 0.5  # of the words of a brief
+BRIEF = HERE / "model-v3-brief.blob"
 BLOBS = [HERE / f"model-v3-detail-{detail}.blob" for detail in range(3)]
 
 
@@ -34,6 +37,10 @@ def blob_text() -> str:
     return passages()[12]
 
 
+def brief_text() -> str:
+    return " ".join(passages()[12:16])
+
+
 def main() -> None:
     if MODEL.exists():
         shutil.rmtree(MODEL)
@@ -43,6 +50,7 @@ def main() -> None:
     Archive.pack(ARCHIVE, records(), codec=codec, overwrite=True)
     for detail, path in enumerate(BLOBS):
         path.write_bytes(Codec.from_pretrained(MODEL, detail=detail).encode([blob_text()])[0])
+    BRIEF.write_bytes(Codec.from_pretrained(MODEL, brief=SHARE).encode([brief_text()], (SEARCH, GIST))[0])
 
 
 if __name__ == "__main__":

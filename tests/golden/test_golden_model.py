@@ -15,9 +15,20 @@ import zstandard
 from colazip import Archive
 from colazip.codec import Codec
 from colazip.errors import FormatError, ModelMismatchError
-from colazip.layers import LAYERS, PLAIN
+from colazip.layers import GIST, LAYERS, PLAIN, SEARCH
 from colazip.nn import exact
-from tests.golden.make_model_v3 import ARCHIVE, BLOBS, HERE, MODEL, PASSAGE_TOKENS, blob_text, records
+from tests.golden.make_model_v3 import (
+    ARCHIVE,
+    BLOBS,
+    BRIEF,
+    HERE,
+    MODEL,
+    PASSAGE_TOKENS,
+    SHARE,
+    blob_text,
+    brief_text,
+    records,
+)
 
 OLD = pytest.mark.parametrize("version, model", [(1, "85930d7e"), (2, "7952d55e")])
 
@@ -80,6 +91,15 @@ def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) 
         for detail, blob in enumerate(blobs):
             assert Codec(codec.model, detail=detail).encode([blob_text()]) == [blob]
     assert model_layers(tmp_path / "again.cola") == model_layers(ARCHIVE)
+
+
+def test_a_brief_is_read_and_written_the_same() -> None:
+    blob = BRIEF.read_bytes()
+    for implementation in ("numpy", "torch"):
+        codec = Codec.from_pretrained(MODEL, implementation=implementation)
+        (words,) = codec.read([blob])
+        assert words == "of for a that in a is one on and be by has is as a is"
+        assert Codec(codec.model, brief=SHARE).encode([brief_text()], (SEARCH, GIST)) == [blob]
 
 
 def model_layers(path: Path) -> list[dict[str, bytes]]:

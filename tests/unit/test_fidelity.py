@@ -49,6 +49,10 @@ def test_rows_and_yardsticks(tmp_path: Path) -> None:
     ratios, right = [row.ratio or 0 for row in gists], [row.accuracy or 0 for row in gists]
     assert 1 < ratios[0] < ratios[1] < ratios[2]
     assert 1 >= right[0] > right[1] > right[2] > 0
+    briefs = [rows[f"brief, 1/{part} of the words"] for part in (2, 4, 8, 16)]
+    assert all(row.ratio and row.ratio > ratios[2] and row.accuracy is None for row in briefs[1:])
+    assert briefs[0].size > briefs[1].size > briefs[2].size  # type: ignore[operator]
+    assert 0.5 < briefs[0].cosine < 1
     assert rows["original less 15% of its words"].cosine > rows["another record"].cosine
     assert "| another record" in table(list(rows.values()), 6)
     drawing = ElementTree.fromstring(chart(list(rows.values())))
