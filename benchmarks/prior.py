@@ -30,7 +30,7 @@ from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, Sampling
-from colazip.variations import choose_missing, infill, score, text_tokens
+from colazip.variations import choose_missing, infill, score, text_tokens, write_in
 
 MISSING = (0.1, 0.3, 0.5)
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -121,7 +121,9 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
 
     The decoder takes a gist of the least detail whose holes are filled with the commonest class.
     """
-    rows: Table = [("missing", "filled in", "decoder, commonest class", "commonest token", "if known")]
+    rows: Table = [
+        ("missing", "filled in, coder", "prior", "decoder, commonest class", "commonest token", "if known")
+    ]
     cells, least = sample.cells, sample.cells.details - 1
     standing = np.zeros_like(frequency)
     np.add.at(standing, cells.named(np.arange(len(frequency)), least), frequency)
@@ -134,12 +136,14 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
             pairs = zip(tokens, sample.tokens, lost, strict=True)
             return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
 
+        written = write_in(sample.codec, sample.reading, holes, options)
         drawn = infill(sample.codec, sample.reading, holes, options)
         gists = [np.where(m, standing.argmax(), t) for m, t in zip(lost, sample.gists[least], strict=True)]
         unigram = [np.full(len(t), frequency.argmax()) for t in sample.tokens]
         rows.append(
             (
                 f"{share:.0%}",
+                accuracy(written),
                 accuracy(drawn),
                 accuracy(sample.read(gists, least)),
                 accuracy(unigram),
@@ -173,8 +177,7 @@ def continuing(
     model = sample.codec.model
     written = [
         go_on(
-            model.portable,
-            model.config,
+            model,
             sample.gists[0][i][:half],
             half,
             detail=0,

@@ -60,6 +60,11 @@ class BlockMemory:
         low = (runs << TOKEN_BITS | came).astype(np.uint64)
         self._table[slot] = tag << np.uint64(TOKEN_BITS + _RUN_BITS) | low
 
+    def follow(self, block: int) -> None:
+        """Make all memories the one of `block`."""
+        tables = self._table.reshape(ORDERS, self._blocks, -1)
+        tables[:] = tables[:, block : block + 1].copy()
+
 
 def recall(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Guesses for all tokens of lanes, longest first: tokens int64 [L, T], block int64 [L] from 0, count

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from colazip.continuation import go_on
+from colazip.continuation import fill_in, go_on
 from colazip.errors import UsageError
 from colazip.layers import Block
 from colazip.prior import Prior
@@ -77,21 +77,55 @@ def regenerate(codec: Codec, parts: Parts, *, strength: float = 0.3, options: Sa
 
 
 def fill(
-    codec: Codec, parts: Parts, *, missing: float | Sequence[int] = 0.3, options: Sampling | None = None
+    codec: Codec,
+    parts: Parts,
+    *,
+    missing: float | Sequence[int] = 0.3,
+    by: str = CODER,
+    options: Sampling | None = None,
 ) -> str:
-    """The gist reading of a record whose missing patches the prior draws anew, given those on both sides.
+    """The gist reading of a record whose missing patches are drawn anew, given those on both sides.
 
     missing: a share of all patches, chosen by the seed, or the numbers of some, counted over the record from
-    0. Parts kept in PLAIN have no patches. Raises UsageError.
+    0. by: `coder`, which the text is coded with, or the diffusion `prior`. Parts kept in PLAIN have no
+    patches. Raises UsageError.
     """
     chosen = options or Sampling()
+    if by not in WRITERS:
+        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
+    filled = infill if by == PRIOR else write_in
 
     def change(pieces: list[np.ndarray]) -> list[np.ndarray]:
         counts = [-(-len(p) // codec.model.config.patch) for p in pieces]
         holes = choose_missing(sum(counts), missing, chosen.seed)
-        return infill(codec, pieces, np.split(holes, np.cumsum(counts)[:-1]), chosen)
+        return filled(codec, pieces, np.split(holes, np.cumsum(counts)[:-1]), chosen)
 
     return _changed(codec, parts, change)
+
+
+def write_in(
+    codec: Codec, pieces: Sequence[np.ndarray], holes: Sequence[np.ndarray], options: Sampling
+) -> list[np.ndarray]:
+    """Tokens int64 [T] of segments with the patches of `holes`, bool [P], written anew by the coder.
+
+    It takes them as a gist of detail 0 would say them; what is not missing stays as it is.
+    """
+    result = []
+    for at, (piece, hole) in enumerate(zip(pieces, holes, strict=True)):
+        missing = np.repeat(hole, codec.model.config.patch)[: len(piece)]
+        tokens = np.array(piece, np.int64)
+        if missing.any():
+            written = fill_in(
+                codec.model,
+                codec.model.cells.named(tokens, 0),
+                missing,
+                detail=0,
+                temperature=options.temperature,
+                seed=options.seed + at,
+            )
+            tokens[missing] = written[missing]
+        result.append(tokens)
+    return result
 
 
 def infill(
@@ -151,8 +185,7 @@ def proceed(
     detail = gists[-1].detail
     known = _end(codec, np.concatenate([gist.tokens for gist in gists if gist.detail == detail]), room)
     more = go_on(
-        codec.model.portable,
-        config,
+        codec.model,
         known,
         tokens,
         detail=detail,

@@ -291,15 +291,23 @@ class Archive:
         text: str = regenerate(codec, parts, strength=strength, options=options)
         return text
 
-    def fill(self, id: str, *, missing: float | Sequence[int] = 0.3, options: Sampling | None = None) -> str:
-        """The gist reading of one record with part of its latents taken away and drawn anew by the prior.
+    def fill(
+        self,
+        id: str,
+        *,
+        missing: float | Sequence[int] = 0.3,
+        by: str = "coder",
+        options: Sampling | None = None,
+    ) -> str:
+        """The gist reading of one record with part of it taken away and drawn anew, given what stands around.
 
-        missing: a share of its patches, or the numbers of some from 0. Raises UsageError.
+        missing: a share of its patches, or the numbers of some from 0. by: `coder` or the diffusion `prior`.
+        Raises UsageError.
         """
         codec, parts = self._gist_parts(id)
         from colazip.variations import fill
 
-        text: str = fill(codec, parts, missing=missing, options=options)
+        text: str = fill(codec, parts, missing=missing, by=by, options=options)
         return text
 
     def proceed(

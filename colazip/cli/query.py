@@ -156,7 +156,8 @@ def search(
 @click.option(
     "--by",
     type=click.Choice(WRITERS),
-    help="Who goes on: the coder, which codes the gist token by token, or the prior. [default: coder]",
+    help="Who fills in or goes on: the coder, which codes the gist token by token, or the prior. "
+    "[default: coder]",
 )
 @click.option(
     "--temperature",
@@ -182,15 +183,15 @@ def regenerate(
     """Write a variant of a record: the latents of its gist reading, noised and denoised by the model's prior.
 
     A patch is a few neighbouring tokens, four in the model of the package. What the prior draws is read as
-    the nearest tokens: near to text of the kind, not proofread. --continue has the coder write, unless --by
-    prior.
+    the nearest tokens: near to text of the kind, not proofread. --fill and --continue have the coder write,
+    unless --by prior.
     """
     if sum((strength is not None, fill, more is not None)) > 1:
         raise UsageError("--strength, --fill and --continue exclude each other; give one")
     if missing is not None and not fill:
         raise UsageError("--missing says what to fill in; add --fill")
-    if more is None and (by is not None or temperature is not None):
-        raise UsageError("--by and --temperature say how to go on; add --continue")
+    if more is None and not fill and (by is not None or temperature is not None):
+        raise UsageError("--by and --temperature say how to write; add --fill or --continue")
     if by == PRIOR and temperature is not None:
         raise UsageError("--temperature is of the coder's draws; leave out --by prior")
     if temperature is not None:
@@ -200,7 +201,7 @@ def regenerate(
         if id not in opened:
             raise RecordNotFoundError(f"{archive}: no record {id!r}; it has {_known_ids(opened)}")
         if fill:
-            text = opened.fill(id, missing=which, options=sampling)
+            text = opened.fill(id, missing=which, by=by or CODER, options=sampling)
         elif more is not None:
             text = opened.proceed(id, tokens=more, by=by or CODER, options=sampling)
         else:

@@ -304,6 +304,12 @@ class PortableNetworks:
         x = self._stack.step(x, position, self._caches)
         self._slots = self._patch_slots(x).reshape(len(x), self._patch, -1)
 
+    def follow(self, lane: int) -> None:
+        """Make the state of all lanes that of `lane`."""
+        for cache in self._caches:
+            cache.key[:], cache.value[:] = cache.key[lane].copy(), cache.value[lane].copy()
+        self._slots[:] = self._slots[lane].copy()
+
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:

@@ -26,7 +26,7 @@ TEXT = "The harbour was quiet in the morning, and the boats lay side by side, wa
         (("regenerate", "a.cola", "x", "--solver", "rk4"), "--solver"),
         (("regenerate", "a.cola", "x", "--seed", "-1"), "--seed"),
         (("regenerate", "a.cola", "x", "--guidance", "nan"), "guidance"),
-        (("regenerate", "a.cola", "x", "--by", "coder"), "add --continue"),
+        (("regenerate", "a.cola", "x", "--by", "coder"), "add --fill or --continue"),
         (("regenerate", "a.cola", "x", "--continue", "9", "--by", "me"), "--by"),
         (
             ("regenerate", "a.cola", "x", "--continue", "9", "--by", "prior", "--temperature", "1"),
@@ -57,8 +57,11 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
     reading = run("get", "a.cola", "boat", "--from", "gist")
     assert run("regenerate", "a.cola", "boat", "--strength", "0", *quick).strip() == reading.strip()
     assert (
-        run("regenerate", "a.cola", "boat", "--fill", "--missing", "0-3", *quick).strip() != reading.strip()
+        run("regenerate", "a.cola", "boat", "--fill", "--missing", "0-3", "--by", "prior", *quick).strip()
+        != reading.strip()
     )
+    filled = run("regenerate", "a.cola", "boat", "--fill", "--missing", "2", "--temperature", "0").strip()
+    assert filled != reading.strip() and filled[-20:] == reading.strip()[-20:]
     assert run("regenerate", "a.cola", "boat", "--continue", "40", "--by", "prior", *quick).strip()
     likely = ("regenerate", "a.cola", "boat", "--continue", "40", "--temperature", "0")
     assert run(*likely).strip() and run(*likely) == run(*likely, "--seed", "3")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from colazip.continuation import _draw, go_on
+from colazip.continuation import _draw, fill_in, go_on
 from colazip.memory import recall
 from colazip.nn.portable import cumulative
 from colazip.nn.vae import token_history
@@ -20,10 +20,7 @@ def gist_of(text: str, detail: int, count: int) -> np.ndarray:
 
 
 def drawn(known: np.ndarray, count: int, *, detail: int = 0, temperature: float, seed: int = 0) -> np.ndarray:
-    model = tiny_codec().model
-    return go_on(
-        model.portable, model.config, known, count, detail=detail, temperature=temperature, seed=seed
-    )
+    return go_on(tiny_codec().model, known, count, detail=detail, temperature=temperature, seed=seed)
 
 
 @pytest.mark.parametrize("detail", [0, 1, 2])
@@ -74,3 +71,50 @@ def test_draws_are_as_often_as_expected() -> None:
         assert found[0] == found[3] == 0.0  # there only so that it can be coded
     assert set(_draw(tables, 0.0, rng)) == {2}
     assert set(_draw(tables, 1e-3, rng)) == {2}
+
+
+def test_gaps_are_filled_and_nothing_else_changes() -> None:
+    model = tiny_codec().model
+    for detail, share in ((0, 0.1), (0, 0.6), (2, 0.3)):
+        gist = gist_of(passages()[3], detail, 90)
+        missing = np.random.default_rng(detail).random(len(gist)) < share
+        filled = [
+            fill_in(model, gist, missing, detail=detail, temperature=1.0, seed=seed, candidates=5)
+            for seed in (0, 0, 1)
+        ]
+        for tokens in filled:
+            assert np.array_equal(tokens[~missing], gist[~missing])
+            assert ((tokens >= 0) & (tokens < model.config.vocabulary)).all()
+        assert np.array_equal(filled[0], filled[1])
+        assert (filled[0] != filled[2])[missing].any()
+    nothing = np.zeros(len(gist), bool)
+    assert np.array_equal(fill_in(model, gist, nothing, detail=2, temperature=1.0, seed=0), gist)
+
+
+def test_what_is_missing_decides_nothing() -> None:
+    """Whatever stands at a gap, the same is written there; at temperature 0 what a text would go on with."""
+    model, gist = tiny_codec().model, gist_of(passages()[2], 0, 64)
+    missing = np.zeros(64, bool)
+    missing[20:24] = missing[41:47] = True
+    blank = np.where(missing, 0, gist)
+    one, other = (fill_in(model, t, missing, detail=0, temperature=0.7, seed=3) for t in (gist, blank))
+    assert np.array_equal(one, other)
+    likeliest = fill_in(model, gist, missing, detail=0, temperature=0.0, seed=0)
+    more = drawn(gist[:20], 4, temperature=0.0)
+    assert np.array_equal(model.cells.named(likeliest[20:24], 0), model.cells.named(more, 0))
+
+
+def test_what_follows_a_gap_chooses_what_stands_in_it() -> None:
+    """Texts whose gaps were filled in by the best of many candidates are likelier than by the only one."""
+    codec, bits = tiny_codec(), []
+    for candidates in (1, 12):
+        texts = []
+        for at, text in enumerate(passages()[:10]):
+            gist = gist_of(text, 0, 80)
+            missing = np.arange(80) % 20 < 4
+            filled = fill_in(
+                codec.model, gist, missing, detail=0, temperature=1.0, seed=at, candidates=candidates
+            )
+            texts.append(codec.model.tokenizer.decode(filled.tolist()))
+        bits.append(codec.bits(texts).sum())
+    assert bits[1] < bits[0]

@@ -35,14 +35,15 @@ def test_strength_zero_is_the_gist_reading(detail: int) -> None:
     codec, block = tiny_codec(), block_of(passages()[0], LONG, detail=detail)
     for slot, reading in enumerate(codec.read_gist([block])[0]):
         assert regenerate(codec, [(block, slot)], strength=0.0) == reading
-        assert fill(codec, [(block, slot)], missing=0.0) == reading
+        assert all(fill(codec, [(block, slot)], missing=0.0, by=by) == reading for by in ("coder", "prior"))
 
 
 def test_same_seed_same_text() -> None:
     codec, block = tiny_codec(), block_of(passages()[3])
     for change in (
         lambda seed: regenerate(codec, [(block, 0)], strength=1.0, options=Sampling(2, seed=seed)),
-        lambda seed: fill(codec, [(block, 0)], missing=0.5, options=Sampling(2, seed=seed)),
+        lambda seed: fill(codec, [(block, 0)], missing=0.5, options=Sampling(seed=seed)),
+        lambda seed: fill(codec, [(block, 0)], missing=0.5, by="prior", options=Sampling(2, seed=seed)),
         lambda seed: proceed(codec, [(block, 0)], tokens=30, options=Sampling(seed=seed)),
         lambda seed: proceed(codec, [(block, 0)], tokens=30, by="prior", options=Sampling(2, seed=seed)),
     ):
