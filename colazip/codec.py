@@ -9,6 +9,7 @@ coded stream a layer.
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -145,8 +146,10 @@ class Codec:
 
     @contextmanager
     def _networks(self, lanes: Lanes) -> Iterator[Networks]:
-        """The implementation to decode these lanes with: NumPy's for a few of them, torch's for many."""
-        if self._few(lanes):
+        """The implementation to decode these lanes with: NumPy's for a few of them, with torch's products if
+        torch is there anyway, and torch's for many."""
+        few = self._few(lanes)
+        if few and (self._implementation or "torch" not in sys.modules):
             yield self.model.portable
             return
         import torch
@@ -154,6 +157,9 @@ class Codec:
         from colazip.nn.steps import TorchNetworks
 
         with torch.inference_mode():
+            if few:
+                yield self.model.quick
+                return
             yield TorchNetworks(self.model.vae.to(self.device))
 
     @property

@@ -220,6 +220,8 @@ class StreamDecoder:
         size = len(stream)
         if not size:
             return np.empty(0, dtype=np.int64)
+        if size == 1:
+            return np.array([self._decode_one(int(stream[0]), cdf.reshape(-1))])
         per_stream = np.bincount(stream, minlength=len(self._count))
         index = np.arange(size) - (np.cumsum(per_stream) - per_stream)[stream]
         count = self._count[stream]
@@ -249,6 +251,27 @@ class StreamDecoder:
         if len(wrong) or len(unread):
             number = min(wrong.tolist() + unread.tolist())
             raise FormatError(f"entropy stream {number} is damaged: it does not end where its symbols do")
+
+    def _decode_one(self, stream: int, cdf: np.ndarray) -> int:
+        """The next symbol of one stream: what `_decode_round` does, in Python's integers, of which few are
+        faster than small arrays. cdf: integers [A + 1]."""
+        turn = int(self._turn[stream])
+        lane = int(self._first_lane[stream]) + turn
+        self._turn[stream] = (turn + 1) % int(self._count[stream])
+        x = int(self._state[lane])
+        slot = x & _TOTAL - 1
+        symbol = int(cdf[1:-1].searchsorted(slot, "right"))
+        low, high = int(cdf[symbol]), int(cdf[symbol + 1])
+        x = (x >> PRECISION) * (high - low) + slot - low & (1 << 64) - 1
+        if x < 1 << 32:
+            at = int(self._cursor[stream])
+            if at < self._end[stream]:
+                x = x << 32 | int(self._words[at])
+                self._cursor[stream] = at + 1
+            elif x < self._origin[stream]:
+                raise FormatError(f"entropy stream {stream} is damaged: it ends before its symbols do")
+        self._state[lane] = x
+        return symbol
 
     def _decode_round(self, stream: np.ndarray, lane: np.ndarray, cdf: np.ndarray) -> np.ndarray:
         """One symbol of each lane, int64 [n]; no lane occurs twice. Shapes as in `decode`."""

@@ -20,6 +20,9 @@ _TAG_BITS = (
 TOKEN_BITS, _RUN_BITS = 16, 2
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)[:, None]
 
+_ODD_ONE = [int(odd) for odd in _ODD[:, 0]]
+_WORD, _TAG, _TOKEN = (1 << 64) - 1, (1 << _TAG_BITS) - 1, (1 << TOKEN_BITS) - 1
+
 
 class BlockMemory:
     """Memories of `blocks` blocks. Guess for all lanes first, then learn: lanes of one step don't see each
@@ -33,6 +36,9 @@ class BlockMemory:
     def guess(self, block: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """block int64 [n], tokens before int64 [n, ORDERS] (latest first) -> (guess int64 [n], kind int64
         [n]). The guess is 0 where there is none."""
+        if len(block) == 1:
+            guess_of_one, kind_of_one = self._guess_one(int(block[0]), history[0].tolist())
+            return np.array([guess_of_one]), np.array([kind_of_one])
         context = np.empty((ORDERS, len(block)), np.uint64)
         context[0] = history[:, 0] + 1
         for order in range(1, ORDERS):
@@ -55,10 +61,36 @@ class BlockMemory:
     def learn(self, came: np.ndarray) -> None:
         """The tokens that came, int64 [n], of the lanes last given to `guess`. Where lanes of a block meet in
         a slot, the last lane stays (as NumPy assigns)."""
+        if len(came) == 1:
+            self._learn_one(int(came[0]))
+            return
         tag, slot, hit, token, runs = self._asked
         runs = np.where(hit & (token == came), np.minimum(runs + 1, RUNS - 1), 0)
         low = (runs << TOKEN_BITS | came).astype(np.uint64)
         self._table[slot] = tag << np.uint64(TOKEN_BITS + _RUN_BITS) | low
+
+    def _guess_one(self, block: int, history: list[int]) -> tuple[int, int]:
+        """`guess` for one lane: the same in Python's integers, of which few are faster than small arrays."""
+        context, found, kind = 1, 0, 0
+        self._asked_one = []
+        for order, token in enumerate(history):
+            context = context + token if order == 0 else context << TOKEN_BITS | token
+            mixed = context * _ODD_ONE[order] & _WORD
+            tag = mixed >> 8 & _TAG or 1
+            slot = ((order * self._blocks + block) << _SLOT_BITS) + (mixed >> 64 - _SLOT_BITS)
+            entry = int(self._table[slot])
+            hit = entry >> TOKEN_BITS + _RUN_BITS == tag
+            known, runs = entry & _TOKEN, entry >> TOKEN_BITS & RUNS - 1
+            if hit:
+                found, kind = known, 1 + order * RUNS + runs
+            self._asked_one.append((tag, slot, hit, known, runs))
+        return found, kind
+
+    def _learn_one(self, came: int) -> None:
+        """`learn` for one lane."""
+        for tag, slot, hit, known, runs in self._asked_one:
+            runs = min(runs + 1, RUNS - 1) if hit and known == came else 0
+            self._table[slot] = tag << TOKEN_BITS + _RUN_BITS | runs << TOKEN_BITS | came
 
     def follow(self, block: int) -> None:
         """Make all memories the one of `block`."""

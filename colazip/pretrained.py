@@ -68,6 +68,14 @@ class Model:
         return PortableNetworks(self.config, self.tensors)
 
     @cached_property
+    def quick(self) -> PortableNetworks:
+        """The same with torch's int8 products: for a few lanes, where torch is loaded anyway."""
+        from colazip.nn.portable import PortableNetworks
+        from colazip.nn.quick import int8_product
+
+        return PortableNetworks(self.config, self.tensors, int8_product)
+
+    @cached_property
     def rows(self) -> RowSums:
         """The search head's rows of tokens and words."""
         packed, scale = self.tensors["search.tokens.q"], self.tensors["search.tokens.scale"]

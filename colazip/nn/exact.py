@@ -25,7 +25,7 @@ _FREQUENCY = torch.from_numpy(FREQUENCY_TABLE)
 
 
 @lru_cache(maxsize=1)
-def _int8_kernel_wins() -> bool:
+def int8_kernel_wins() -> bool:
     """Whether this CPU's int8 matrix product is right on the largest operands and faster than float32's."""
     a = torch.full((64, MAX_K), 127, dtype=torch.int8)
     a[::2] = -127
@@ -55,7 +55,7 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] > MAX_K:
         raise ValueError(f"a sum over {a.shape[-1]} products is not exact in float32: at most {MAX_K}")
     # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue 195066.
-    if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and _int8_kernel_wins():
+    if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and int8_kernel_wins():
         return torch._int_mm(a, b.t()).float()
     return a.float() @ b.t().float()
 

@@ -2,13 +2,15 @@
 
 What is stored comes back through this module exactly as through `colazip.nn.exact`, and without loading
 torch. For a few lanes it is also the faster one: an operation of NumPy costs less to start than one of torch.
-Products run in float32 through NumPy's BLAS; operands are integers, so every sum is exact in any order.
-Every step below repeats the operations of its counterpart one by one: see `colazip.nn.exact` for why.
+Products run in float32 through NumPy's BLAS; operands are integers, so every sum is exact in any order, and
+where torch is there anyway its int8 product can take their place (`colazip.nn.quick`). Every step below
+repeats the operations of its counterpart one by one: see `colazip.nn.exact` for why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -28,18 +30,27 @@ from colazip.nn.grid import (
 _F = np.float32
 _TINY = _F(2.0**-121)
 _ONE = _F(1.0)
+_GRID = _F(GRID)
 _TEMPERATURE_UNIT = _F(1e-4)
 _STEPS = _F(32.0)
 
 
-def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[..., K] -> (integers in float32 [..., K], scale [..., 1])."""
+def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
+    """[..., K] -> (integers in float32 [..., K], scale [..., 1]; of one row a scalar)."""
+    if x.size == x.shape[-1]:  # one lane: the same operations, most of them on scalars
+        largest = np.maximum.reduce(np.abs(x), None)
+        largest = largest if largest >= _TINY else _ONE
+        return np.rint(x * ((_ONE / largest) * _GRID)), largest / _GRID
     top = np.abs(x).max(-1, keepdims=True)
     top = np.where(top >= _TINY, top, _ONE)
-    return np.rint(x * ((_ONE / top) * _F(GRID))), top / _F(GRID)
+    return np.rint(x * ((_ONE / top) * _GRID)), top / _GRID
 
 
-def _inverse_rms(q: np.ndarray) -> np.ndarray:
+def _inverse_rms(q: np.ndarray) -> np.ndarray | np.float32:
+    """1 / rms of integer rows [N, K] -> [N, 1]; of one row a scalar."""
+    if len(q) == 1:
+        square = max(np.dot(q[0], q[0]), _ONE)  # below 2**24, exact in any order
+        return _ONE / _F(math.sqrt(square / _F(q.shape[-1])))
     squares = np.maximum((q * q).sum(-1, keepdims=True), _ONE)
     return _ONE / np.sqrt((squares / _F(q.shape[-1])).astype(np.float64)).astype(_F)
 
@@ -63,7 +74,7 @@ def cumulative(logits: np.ndarray) -> np.ndarray:
     table = np.zeros((len(logits), count + 1), np.int32)
     freq = np.floor(weights * share).astype(np.int32) + 1
     freq[:, 0] += 2**PRECISION - freq.sum(-1, dtype=np.int32)
-    np.cumsum(freq, -1, dtype=np.int32, out=table[:, 1:])
+    freq.cumsum(-1, np.int32, table[:, 1:])
     return table
 
 
@@ -72,31 +83,46 @@ def _square(x: np.ndarray) -> np.ndarray:
     return x * x
 
 
-class Weights:
-    """Shipped tensors by name, as NumPy arrays."""
+Product = Callable[[np.ndarray], np.ndarray]  # integers in float32 [N, K] -> [N, M]
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
-        self._tensors, self._prefix = tensors, prefix
+
+def float_product(weight: np.ndarray) -> Product:
+    """The product with int8 [M, K] by NumPy's BLAS."""
+    matrix = np.ascontiguousarray(weight.astype(_F).T)
+    return lambda q: q @ matrix
+
+
+class Weights:
+    """Shipped tensors by name, as NumPy arrays. product: makes a product of an int8 matrix."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        prefix: str,
+        product: Callable[[np.ndarray], Product] = float_product,
+    ) -> None:
+        self._tensors, self._prefix, self.product = tensors, prefix, product
 
     def under(self, name: str) -> Weights:
-        return Weights(self._tensors, f"{self._prefix}{name}.")
+        return Weights(self._tensors, f"{self._prefix}{name}.", self.product)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._tensors[self._prefix + name]
 
 
 class Linear:
-    """y = W x, or W (x / rms(x)) with norm=True. [..., K] -> [..., M]."""
+    """y = W x, or W (x / rms(x)) with norm=True. [N, K] -> [N, M]. Of several weights the rows one after the
+    other: one product where the same x meets all of them."""
 
-    def __init__(self, weights: Weights, *, norm: bool = False) -> None:
-        self._matrix = np.ascontiguousarray(weights["q"].astype(_F).T)
-        self._scale = np.ascontiguousarray(weights["scale"][:, 0])
+    def __init__(self, *weights: Weights, norm: bool = False) -> None:
+        self._product = weights[0].product(np.concatenate([w["q"] for w in weights]))
+        self._scale = np.concatenate([w["scale"][:, 0] for w in weights])
         self._norm = norm
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         q, scale = quantize_rows(x)
         factor = _inverse_rms(q) if self._norm else scale
-        return q @ self._matrix * factor * self._scale
+        return self._product(q) * factor * self._scale
 
 
 class Embedding:
@@ -140,12 +166,13 @@ class Block:
         self._down = Linear(weights.under("down"))
         self._temperature = (weights["temperature"] * _TEMPERATURE_UNIT)[:, None]
         self._slopes = alibi_slopes(config.heads)[:, None]
+        self._penalty = self._slopes[:, :0]  # by distance, the nearest last
 
     def _project(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[N, D] -> integer queries, keys, values [N, H, W]."""
         qkv = self._qkv(x).reshape(len(x), 3, self._heads, -1)
         both, _ = quantize_rows(qkv[:, :2])
-        value = np.rint(np.clip(qkv[:, 2] * _F(VALUE_STEPS), _F(-127.0), _F(127.0)))
+        value = np.rint(np.maximum(np.minimum(qkv[:, 2] * _F(VALUE_STEPS), _GRID), -_GRID))
         return both[:, 0], both[:, 1], value
 
     def _finish(self, x: np.ndarray, mixed: np.ndarray) -> np.ndarray:
@@ -158,8 +185,9 @@ class Block:
         cache.put(position, k, v)
         n = len(x)
         keys, values = cache.key[:n, :, : position + 1], cache.value[:n, :, : position + 1]
-        distance = np.arange(position, -1, -1, dtype=_F)[None]
-        scores = (keys @ q[..., None])[..., 0] * self._temperature - self._slopes * distance
+        if position >= self._penalty.shape[1]:
+            self._penalty = self._slopes * np.arange(2 * position + 8, -1, -1, dtype=_F)
+        scores = (keys @ q[..., None])[..., 0] * self._temperature - self._penalty[:, -1 - position :]
         weights, total = integer_softmax(scores)
         mixed = (weights[:, :, None] @ values)[:, :, 0] / (total * _F(VALUE_STEPS))
         return self._finish(x, mixed.reshape(x.shape))
@@ -204,18 +232,12 @@ class Stack:
 
 
 class Readout(TokenNames):
-    """Token states -> class logits, then slot logits of a class."""
+    """Token states -> slot logits of a class."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
-        super().__init__(tensors, prefix)
-        weights = Weights(tensors, prefix)
-        self._classes = Linear(weights.under("classes"), norm=True)
+    def __init__(self, tensors: Mapping[str, np.ndarray], weights: Weights) -> None:
+        super().__init__(tensors, "vae.readout.")
         slots = weights.under("slots")
         self._slots, self._slot_scale = slots["q"], slots["scale"][..., 0]
-
-    def classes(self, states: np.ndarray) -> np.ndarray:
-        """[N, L] -> [N, classes]."""
-        return self._classes(states)
 
     def slots(self, states: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """[N, L], class int64 [N] -> [N, slots]."""
@@ -237,8 +259,7 @@ class Readout(TokenNames):
 class Decoder:
     """Gist tokens -> features of their patches -> states of tokens."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        root = Weights(tensors, "vae.")
+    def __init__(self, config: ModelConfig, root: Weights) -> None:
         weights = root.under("decoder")
         self._patch = config.patch
         self._embed = Embedding(root.under("embed"))
@@ -271,13 +292,18 @@ class Decoder:
 
 
 class PortableNetworks:
-    """`colazip.nn.steps.Networks` in NumPy."""
+    """`colazip.nn.steps.Networks` in NumPy. product: as `Weights` takes it."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
-        root = Weights(tensors, "vae.")
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, np.ndarray],
+        product: Callable[[np.ndarray], Product] = float_product,
+    ) -> None:
+        root = Weights(tensors, "vae.", product)
         self._config, self._patch = config, config.patch
         self._embed = Embedding(root.under("embed"))
-        self._decoder = Decoder(config, tensors)
+        self._decoder = Decoder(config, root)
         coder = root.under("coder")
         self._details = Embedding(coder.under("details"))
         self._enter = Linear(coder.under("enter"))
@@ -289,8 +315,8 @@ class PortableNetworks:
         self._recent = Linear(coder.under("recent"))
         self._ups = [Linear(coder.under(f"ups.{i}"), norm=True) for i in range(2)]
         self._downs = [Linear(coder.under(f"downs.{i}")) for i in range(2)]
-        self._trust = Linear(coder.under("trust"), norm=True)
-        self._readout = Readout(tensors, "vae.readout.")
+        self._judge = Linear(coder.under("trust"), root.under("readout").under("classes"), norm=True)
+        self._readout = Readout(tensors, root.under("readout"))
 
     def start(self, lanes: int, detail: int) -> None:
         self._caches, self._detail = self._stack.caches(lanes), detail
@@ -329,8 +355,8 @@ class PortableNetworks:
         for up, down in zip(self._ups, self._downs, strict=True):
             h = h + down(_square(up(h)))
         self._states, self._guess = h, guess
-        self._bonus = self._trust(h) * known
-        logits = self._readout.classes(h)
+        judged = self._judge(h)
+        self._bonus, logits = judged[:, :2] * known, judged[:, 2:]
         logits[np.arange(len(h)), self._readout.class_of[guess]] += self._bonus[:, 0]
         return cumulative(logits)
 

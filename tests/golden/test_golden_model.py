@@ -41,12 +41,12 @@ def as_is() -> Iterator[None]:
 @contextmanager
 def without_the_int8_kernel() -> Iterator[None]:
     """Products in float32, as on a processor without int8 instructions."""
-    kept = exact._int8_kernel_wins
-    exact._int8_kernel_wins = lambda: False  # type: ignore[assignment]
+    kept = exact.int8_kernel_wins
+    exact.int8_kernel_wins = lambda: False  # type: ignore[assignment]
     try:
         yield
     finally:
-        exact._int8_kernel_wins = kept
+        exact.int8_kernel_wins = kept
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from colazip.errors import ModelError, UsageError
 from colazip.nn import portable
 from colazip.nn.dit import DiT
 from colazip.nn.exact import frequencies, quantize_rows
+from colazip.nn.grid import MAX_K
+from colazip.nn.quick import int8_product
 from colazip.nn.shapes import coding_shapes
 from colazip.nn.steps import TorchNetworks, table
 from colazip.nn.vae import TextVAE
@@ -46,24 +48,25 @@ def test_shapes_are_those_of_the_networks(model: Model) -> None:
     assert coding_shapes(model.config) == shipped
 
 
+@pytest.mark.parametrize("lengths", [[9, 7, 7, 4, 1], [11]])
 @pytest.mark.parametrize("detail", [0, 1, 2])
-def test_every_table_is_the_same(model: Model, detail: int) -> None:
-    """Step by step through both, on lanes of different lengths, with known text instead of decoded."""
+def test_every_table_is_the_same(model: Model, detail: int, lengths: list[int]) -> None:
+    """Step by step through all, on lanes of different lengths, with known text instead of decoded."""
     config, rng = model.config, np.random.default_rng(4)
     patch = config.patch
-    counts = np.array([9, 7, 7, 4, 1], np.int64)
+    counts = np.array(lengths, np.int64)
     lanes, patches = len(counts), 3
     real = np.arange(patches * patch)[None] < counts[:, None]
     tokens = rng.integers(0, config.vocabulary, real.shape)
     gist = model.cells.named(tokens, detail) * real
     history = rng.integers(0, config.vocabulary, (lanes, 3))
     guess = model.cells.named(rng.integers(0, config.vocabulary, lanes), detail)
-    kind = np.array([0, 3, 12, 1, 0])
+    kind = np.array([3, 0, 12, 1, 0])[:lanes]
     classes = rng.integers(0, config.classes, lanes)
     classes[:2] = model.tensors["vae.readout.class_of"][guess[:2]]
     said: list[list[np.ndarray]] = []
     with torch.inference_mode():
-        for net in (TorchNetworks(model.vae), model.portable):
+        for net in (TorchNetworks(model.vae), model.portable, model.quick):
             tables: list[np.ndarray] = []
             net.start(lanes, detail)
             for i in range(patches):
@@ -82,10 +85,10 @@ def test_every_table_is_the_same(model: Model, detail: int) -> None:
             slots = np.arange(lanes)
             tables += [net.tokens(classes, slots), net.rarer(guess, slots)]
             said.append(tables)
-    assert len(said[0]) == len(said[1]) > 20
-    for torch_table, numpy_table in zip(*said, strict=True):
-        assert torch_table.shape == numpy_table.shape
-        assert np.array_equal(torch_table, numpy_table)
+    assert len(said[0]) == len(said[1]) == len(said[2]) > 20
+    for torch_table, *others in zip(*said, strict=True):
+        assert all(torch_table.shape == other.shape for other in others)
+        assert all(np.array_equal(torch_table, other) for other in others)
     assert said[0][-11].any()  # some tokens are open
 
 
@@ -107,6 +110,12 @@ def test_rounding_and_frequencies_are_the_same(seed: int, width: int, scale: flo
     x[0] = 0.0
     for ours, theirs in zip(portable.quantize_rows(x), quantize_rows(torch.from_numpy(x)), strict=True):
         assert np.array_equal(ours, theirs.numpy())
+    # One row goes another way, on scalars.
+    rows, scales = portable.quantize_rows(x)
+    for i in range(5):
+        row, scale_of_one = portable.quantize_rows(x[i : i + 1])
+        assert np.array_equal(row, rows[i : i + 1]) and scale_of_one == scales[i, 0]
+        assert portable._inverse_rms(row) == portable._inverse_rms(rows)[i, 0]
     logits = (rng.standard_normal((5, width)) * 8).astype(np.float32)
     mine = portable.cumulative(logits)
     assert np.array_equal(mine, table(torch.from_numpy(logits)))
@@ -120,6 +129,20 @@ def test_both_decode_an_archive_s_blocks(detail: int) -> None:
     one, other = (Codec(tiny_codec().model, implementation=name) for name in ("numpy", "torch"))
     assert one.decode_blocks(blocks) == other.decode_blocks(blocks) == parts
     assert one.read_gist(blocks) == other.read_gist(blocks)
+
+
+@pytest.mark.parametrize("width", [2, 64, MAX_K])
+def test_int8_products_are_exact(width: int) -> None:
+    rng = np.random.default_rng(width)
+    weight = rng.integers(-127, 128, (48, width)).astype(np.int8)
+    weight[0] = 127
+    q = rng.integers(-127, 128, (3, width)).astype(np.float32)
+    q[0] = -127
+    wanted = q.astype(np.int64) @ weight.T.astype(np.int64)
+    for rows in (q, q[:1]):
+        for product in (portable.float_product(weight), int8_product(weight)):
+            assert np.array_equal(product(rows), wanted[: len(rows)])
+            assert product(rows).dtype == np.float32
 
 
 def test_numpy_has_no_device() -> None:
