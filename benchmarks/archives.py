@@ -16,15 +16,18 @@ from colazip.presets import BALANCED, FAST, SMALL
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to pack. detail: of the gist."""
+    """One way to pack. detail: of the gist; brief: the share of the words of long texts in a brief one."""
 
     preset: str
     layers: tuple[str, ...]
     detail: int = 0
+    brief: float | None = None
 
     @property
     def name(self) -> str:
         of_detail = {GIST: f"{GIST} of detail {self.detail}"} if self.detail else {}
+        if self.brief is not None:
+            of_detail = {GIST: f"brief {GIST}, 1/{round(1 / self.brief)} of the words"}
         kept = [layer for layer in (EXACT, PLAIN, GIST, SEARCH) if layer in self.layers]
         shown = " + ".join(of_detail.get(layer, layer) for layer in kept)
         return f"colazip {shown}" if self.preset == SMALL else f"colazip {self.preset}: {shown}"
@@ -38,6 +41,7 @@ def variants(details: int) -> list[Variant]:
         Variant(FAST, (SEARCH, PLAIN)),
         Variant(FAST, (PLAIN,)),
         *(Variant(SMALL, (SEARCH, GIST), detail) for detail in range(details)),
+        Variant(SMALL, (SEARCH, GIST), brief=1 / 8),
         Variant(SMALL, (SEARCH,)),
     ]
 

@@ -14,7 +14,7 @@ from colazip.errors import UsageError
 from colazip.tokenizer import Tokenizer
 from colazip.vectors import RowSums
 
-WORDS = 50  # that a window keeps at most; a text of no more is kept whole
+WORDS = 100  # that a window keeps at most; a text of no more is kept whole
 SMALLEST, LARGEST = 1 / 64, 1.0  # shares that can be asked for
 
 # The least that a word may add to the cosine of what is kept with all of its window. Below this the words

@@ -43,7 +43,7 @@ brief_option = click.option(
     type=click.FloatRange(1 / 64, 1),
     metavar="SHARE",
     help="Keep only the words that carry the meaning: about this share of those of a long text, a text of up "
-    "to 50 words whole. 0.0625 makes English text some 16 times smaller. The gist is then a list of words, "
+    "to 100 words whole. 0.0625 makes English text some 16 times smaller. The gist is then a list of words, "
     "and there is no exact layer.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")

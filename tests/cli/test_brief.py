@@ -31,7 +31,7 @@ def test_pack_search_and_read_briefs(tmp_path: Path) -> None:
     assert (tmp_path / "a.cola").stat().st_size < 0.6 * (tmp_path / "b.cola").stat().st_size
     assert json.loads(run("info", "a.cola", "--json"))["layers"] == ["search", "gist"]
     reading = run("get", "a.cola", "long.txt", "--from", "gist").decode()
-    assert len(long.split()) / 8 < len(reading.split()) < len(long.split()) / 2
+    assert 40 < len(reading.split()) <= 100 < len(long.split())
     assert run("get", "a.cola", "short.txt", "--from", "gist") == b"The tide turns at six."
     (hit,) = json.loads(run("search", "a.cola", "when does the water rise", "-k", "1", "--json"))
     assert hit["id"] == "short.txt"

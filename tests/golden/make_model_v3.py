@@ -38,7 +38,7 @@ def blob_text() -> str:
 
 
 def brief_text() -> str:
-    return " ".join(passages()[12:16])
+    return " ".join(passages()[12:20])
 
 
 def main() -> None:
