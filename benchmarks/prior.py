@@ -30,10 +30,10 @@ from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, Sampling
-from colazip.variations import choose_missing, infill, score, text_tokens, write_in
+from colazip.variations import choose_missing, infill, score, text_tokens, vary, write_in
 
 MISSING = (0.1, 0.3, 0.5)
-STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _JUDGE_BYTES = 8 << 20
 _PARTS = ("denoise", "fill", "continue", "strength", "score")
 
@@ -224,12 +224,7 @@ def varying(sample: Sample, options: Sampling) -> Table:
     """Nearness of variants to the original."""
     rows: Table = [("strength", "tokens right", "cosine")]
     for strength in STRENGTHS:
-        drawn = sample.prior.variants(sample.latents, strength, options)
-        varied = [
-            sample.cells.anywhere(sample.values(values, len(tokens)))
-            for values, tokens in zip(drawn, sample.reading, strict=True)
-        ]
-        right, cosine = sample.judge(varied if strength else sample.reading)
+        right, cosine = sample.judge(vary(sample.codec, sample.reading, strength, options))
         rows.append((f"{strength}", f"{right:.1%}", f"{cosine:.3f}"))
         note(f"strength: {' '.join(rows[-1])}")
     return rows

@@ -17,6 +17,8 @@ from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
+_TRIED = 128  # patches of a text that tell how much noise changes its tokens
+
 Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
 
 
@@ -61,19 +63,51 @@ def denoise(
 
 
 def regenerate(codec: Codec, parts: Parts, *, strength: float = 0.3, options: Sampling | None = None) -> str:
-    """A variant of a record: the latents of its gist reading noised and denoised. strength: 0 gives the
-    reading, 1 starts from noise alone. Parts kept in PLAIN have no gist and come back as they are. Raises
-    UsageError."""
+    """A variant of a record: the latents of its gist reading noised and denoised. strength: as of `vary`.
+    Parts kept in PLAIN have no gist and come back as they are. Raises UsageError."""
+    chosen = options or Sampling()
+    return _changed(codec, parts, lambda pieces: vary(codec, pieces, strength, chosen))
+
+
+def vary(codec: Codec, pieces: Sequence[np.ndarray], strength: float, options: Sampling) -> list[np.ndarray]:
+    """Tokens int64 [T] of segments, their latents noised and denoised by the prior.
+
+    strength: the share of the tokens that the noise would turn into others if nothing denoised them: 0 gives
+    the tokens as they are, 1 starts from noise alone. Shares of noise themselves would be a poor scale: next
+    to none up to a tenth, then nearly all of the tokens by a half. Raises UsageError.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise UsageError(f"strength {strength}: must lie between 0 and 1")
+    if strength == 0.0:
+        return list(pieces)
     prior, cells = Prior.from_codec(codec), codec.model.cells
+    latents = [_patches(codec, cells.places[p]) for p in pieces]
+    drawn = prior.variants(latents, _noise_that_changes(codec, prior, pieces, strength), options)
+    return [cells.anywhere(_tokens(codec, d, len(p))) for d, p in zip(drawn, pieces, strict=True)]
 
-    def change(pieces: list[np.ndarray]) -> list[np.ndarray]:
-        latents = [_patches(codec, cells.places[p]) for p in pieces]
-        drawn = prior.variants(latents, strength, options)
-        if strength == 0.0:
-            return pieces
-        return [cells.anywhere(_tokens(codec, d, len(p))) for d, p in zip(drawn, pieces, strict=True)]
 
-    return _changed(codec, parts, change)
+def _noise_that_changes(codec: Codec, prior: Prior, pieces: Sequence[np.ndarray], share: float) -> float:
+    """The share of noise at which a share of the tokens is nearest to the latents of others, by bisection."""
+    if share == 1.0:
+        return 1.0
+    cells, patch = codec.model.cells, codec.model.config.patch
+    tokens = np.concatenate([p[: len(p) // patch * patch] for p in pieces])
+    if not len(tokens):  # too short to tell
+        return share
+    some = np.linspace(0, len(tokens) // patch - 1, min(len(tokens) // patch, _TRIED)).astype(np.int64)
+    tokens = tokens.reshape(-1, patch)[some].reshape(-1)
+    latents = _patches(codec, cells.places[tokens])
+    noise = np.random.default_rng(0).standard_normal(latents.shape, np.float32)
+    noise *= prior.network.deviation.cpu().numpy()
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        moved = latents + middle / (1.0 - middle) * noise
+        if (cells.anywhere(_tokens(codec, moved, len(tokens))) != tokens).mean() < share:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def fill(
@@ -213,12 +247,12 @@ def _drawn_on(codec: Codec, known: np.ndarray, count: int, options: Sampling) ->
 
 
 def score(
-    codec: Codec, texts: Sequence[str | bytes], *, by: str = PRIOR, draws: int = 16, seed: int = 0
+    codec: Codec, texts: Sequence[str | bytes], *, by: str = CODER, draws: int = 16, seed: int = 0
 ) -> np.ndarray:
     """How likely each text is, float64 [N]; higher is likelier, nan for an empty text.
 
-    by: `prior` gives `Prior.score` of the latents of its tokens, the mean over its patches; `coder` minus the
-    bits a token that coding the text takes (`Codec.bits`). Raises UsageError.
+    by: `coder` gives minus the bits a token that coding the text takes (`Codec.bits`), `prior` the
+    `Prior.score` of the latents of its tokens, the mean over its patches. Raises UsageError.
     """
     if by not in WRITERS:
         raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")

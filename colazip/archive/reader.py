@@ -283,7 +283,8 @@ class Archive:
     def regenerate(self, id: str, *, strength: float = 0.3, options: Sampling | None = None) -> str:
         """A variant of one record: the latents of its gist reading noised, and denoised by the prior.
 
-        strength: share of noise, 0 to 1. options: how it is drawn; the same seed gives the same text.
+        strength: 0 to 1, about the share of the tokens that the noise changes. options: how it is drawn; the
+        same seed gives the same text.
         """
         codec, parts = self._gist_parts(id)
         from colazip.variations import regenerate

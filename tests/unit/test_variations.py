@@ -8,8 +8,12 @@ import pytest
 from colazip.codec import Codec
 from colazip.errors import UsageError
 from colazip.layers import Block
+from colazip.prior import Prior
 from colazip.sampling import Sampling
 from colazip.variations import (
+    _noise_that_changes,
+    _patches,
+    _tokens,
     choose_missing,
     denoise,
     fill,
@@ -36,6 +40,28 @@ def test_strength_zero_is_the_gist_reading(detail: int) -> None:
     for slot, reading in enumerate(codec.read_gist([block])[0]):
         assert regenerate(codec, [(block, slot)], strength=0.0) == reading
         assert all(fill(codec, [(block, slot)], missing=0.0, by=by) == reading for by in ("coder", "prior"))
+
+
+def test_strength_is_the_share_of_tokens_that_noise_changes() -> None:
+    """Measured with other noise than the one that the scale was found with."""
+    codec = tiny_codec()
+    pieces = [np.asarray(t, np.int64)[:64] for t in text_tokens(codec, passages()[:12])]
+    latents = [_patches(codec, codec.model.cells.places[p]) for p in pieces]
+    prior = Prior.from_codec(codec)
+    deviation = prior.network.deviation.cpu().numpy()
+    rng, found = np.random.default_rng(5), []
+    for share in (0.1, 0.3, 0.5, 0.8):
+        noise = _noise_that_changes(codec, prior, pieces, share)
+        moved = [
+            v + noise / (1 - noise) * deviation * rng.standard_normal(v.shape, np.float32) for v in latents
+        ]
+        read = [
+            codec.model.cells.anywhere(_tokens(codec, m, len(p))) for m, p in zip(moved, pieces, strict=True)
+        ]
+        found.append(float((np.concatenate(read) != np.concatenate(pieces)).mean()))
+    assert found == pytest.approx([0.1, 0.3, 0.5, 0.8], abs=0.08)
+    assert _noise_that_changes(codec, prior, pieces, 1.0) == 1.0
+    assert _noise_that_changes(codec, prior, [np.zeros(1, np.int64)], 0.4) == 0.4
 
 
 def test_same_seed_same_text() -> None:
@@ -133,10 +159,11 @@ def test_tokens_of_a_text_are_those_that_are_stored() -> None:
 
 
 def test_scores() -> None:
-    scores = score(tiny_codec(), [passages()[0], "", LONG], draws=2)
+    scores = score(tiny_codec(), [passages()[0], "", LONG], by="prior", draws=2)
     assert np.isfinite(scores[[0, 2]]).all() and np.isnan(scores[1])
-    assert np.array_equal(scores, score(tiny_codec(), [passages()[0], "", LONG], draws=2), equal_nan=True)
-    coded = score(tiny_codec(), [passages()[0], "", LONG], by="coder")
+    again = score(tiny_codec(), [passages()[0], "", LONG], by="prior", draws=2)
+    assert np.array_equal(scores, again, equal_nan=True)
+    coded = score(tiny_codec(), [passages()[0], "", LONG])
     tokens = len(tiny_codec().model.tokenizer.encode([LONG.encode()])[0])
     assert np.isnan(coded[1]) and coded[2] == -tiny_codec().bits([LONG])[0] / tokens
     shuffled = " ".join(np.random.default_rng(0).permutation(LONG.split()))
