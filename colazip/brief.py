@@ -14,7 +14,8 @@ from colazip.errors import UsageError
 from colazip.tokenizer import Tokenizer
 from colazip.vectors import RowSums
 
-WORDS = 100  # that a window keeps at most; a text of no more is kept whole
+WORDS = 100  # that a window keeps at most
+LONGEST = 800  # words of a window; where a share of it is fewer than WORDS, those are what it keeps at most
 SMALLEST, LARGEST = 1 / 64, 1.0  # shares that can be asked for
 
 # The least that a word may add to the cosine of what is kept with all of its window. Below this the words
@@ -31,24 +32,25 @@ _WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+(?:['’.,-]{_LETTER}+)*")
 class Abridger:
     """Cuts texts down to the words that carry their meaning.
 
-    share: about how many of the words of a long text are kept, from SMALLEST to LARGEST; at most WORDS of
-    each WORDS / share. Raises UsageError for another.
+    share: about how many of the words of a long text are kept, from SMALLEST to LARGEST. A text is kept whole
+    up to WORDS, with shares below WORDS / LONGEST up to that share of LONGEST. Raises UsageError for another.
     """
 
     def __init__(self, share: float, tokenizer: Tokenizer, rows: RowSums) -> None:
         if not SMALLEST <= share <= LARGEST:  # NaN too
             raise UsageError(f"a brief of {share} of the words: must be from 1/64 to 1")
-        self._window = round(WORDS / share)
+        self.words = min(WORDS, round(LONGEST * share))  # that a window keeps at most
+        self._window = round(self.words / share)
         self._tokenizer, self._rows = tokenizer, rows
 
     def abridge(self, data: bytes, tokens: np.ndarray) -> bytes:
-        """The brief of a text: its words in their order, or all of it where it has no more than WORDS.
+        """The brief of a text: its words in their order, or all of it where it has no more than `words`.
 
         tokens: of the text, int64 [T]. Bytes that are no UTF-8 are in no word.
         """
         text = data.decode("utf-8", "replace")
         spans = [m.span() for m in _WORD.finditer(text)]
-        if len(spans) <= WORDS:
+        if len(spans) <= self.words:
             return data
         rows = self._word_rows(data, text, spans, tokens)
         count = -(-len(spans) // self._window)
@@ -56,7 +58,7 @@ class Abridger:
         for i in range(count):
             lo, hi = len(spans) * i // count, len(spans) * (i + 1) // count
             words = [text[start:end].lower() for start, end in spans[lo:hi]]
-            kept += [lo + j for j in choose(words, rows[lo:hi])]
+            kept += [lo + j for j in choose(words, rows[lo:hi], self.words)]
         return _join(text, [spans[i] for i in kept]).encode()
 
     def _word_rows(
@@ -84,8 +86,8 @@ class Abridger:
         return found
 
 
-def choose(words: list[str], rows: np.ndarray) -> list[int]:
-    """The words to keep of a window, at most WORDS, ascending; of one that is there twice the first.
+def choose(words: list[str], rows: np.ndarray, most: int) -> list[int]:
+    """The words to keep of a window, at most `most`, ascending; of one that is there twice the first.
 
     rows: float64 [N, D], integers. Greedy: always the word that brings the sum of the rows kept nearest to
     the sum of all. Up to the cosines every sum is of integers below 2**53, hence the same in any order.
@@ -101,7 +103,7 @@ def choose(words: list[str], rows: np.ndarray) -> list[int]:
     across = np.zeros(len(places))  # products of each word's row with the sum of those kept
     left = np.ones(len(places), bool)
     kept: list[int] = []
-    while left.any() and len(kept) < WORDS:
+    while left.any() and len(kept) < most:
         cosine = (along + towards) / (np.sqrt(np.maximum(square + 2.0 * across + squares, 1.0)) * size)
         cosine[~left] = -np.inf
         best = int(cosine.argmax())

@@ -198,7 +198,7 @@ def show_readings(archive: Archive, id: str) -> None:
         (f"{id}, exact:", archive.get(id).decode()),
         ("the same from its gist alone, in one pass:", archive.gist(id)),
         (
-            "regenerated: a tenth of noise on the gist, denoised by the prior, and read:",
+            "regenerated: noise that changes a tenth of the tokens, denoised by the prior, and read:",
             archive.regenerate(id, strength=0.1),
         ),
     ):

@@ -57,7 +57,7 @@ def test_words_that_point_where_all_do_are_kept() -> None:
         made = rows[chosen].sum(0)
         return float(made @ total / (np.linalg.norm(made) * np.linalg.norm(total)))
 
-    kept = choose(words, rows)
+    kept = choose(words, rows, WORDS)
     assert kept == sorted(set(kept)) and 4 in kept
     assert cosine(kept) > 0.999 * max(cosine([i]) for i in range(9))
     # No word that was left out would have helped, beyond what is not worth a word.
@@ -66,14 +66,15 @@ def test_words_that_point_where_all_do_are_kept() -> None:
 
 def test_a_word_said_again_is_kept_once_and_counts_for_all() -> None:
     tide, boat = [256.0, 0.0], [0.0, 256.0]
-    assert choose(["tide", "boat"], np.array([tide, boat])) == [0, 1]
-    assert choose(["boat", "tide", "tide", "tide"], np.array([boat, tide, tide, tide])) == [1]
+    assert choose(["tide", "boat"], np.array([tide, boat]), 9) == [0, 1]
+    assert choose(["boat", "tide", "tide", "tide"], np.array([boat, tide, tide, tide]), 9) == [1]
 
 
 def test_a_window_keeps_no_more_than_its_words() -> None:
     rows = np.rint(np.random.default_rng(1).normal(size=(400, 64)) * 256)
-    assert 10 < len(choose([str(i) for i in range(400)], rows)) <= WORDS
-    assert choose(["a", "b"], np.zeros((2, 4))) == [0]  # nothing to go by: the first
+    words = [str(i) for i in range(400)]
+    assert len(choose(words, rows, 20)) == 20 < len(choose(words, rows, 400))
+    assert choose(["a", "b"], np.zeros((2, 4)), 9) == [0]  # nothing to go by: the first
 
 
 def test_briefs_are_words_of_the_text_in_order() -> None:
@@ -89,7 +90,9 @@ def test_briefs_are_words_of_the_text_in_order() -> None:
 
 def test_short_texts_are_kept_whole() -> None:
     short = b"It's 3.14, isn't it?\n\n  Well-known; (quite so) " + b"word. " * (WORDS - 8)
-    assert brief_of(short) == short
+    assert brief_of(short) == brief_of(short, 1.0) == short
+    assert len(brief_of(short, 1 / 16)) < len(short)
+    assert [abridger(share).words for share in (1.0, 1 / 8, 1 / 16, 1 / 32)] == [WORDS, WORDS, 50, 25]
     assert len(brief_of(short + b"more words follow here")) < len(short)
 
 
