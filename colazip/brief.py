@@ -69,11 +69,10 @@ class Abridger:
         A token counts for the word that its last byte is in.
         """
         found = np.zeros((len(spans), self._rows.width))
-        if len(text.encode("utf-8", "surrogatepass")) != len(
-            data
-        ):  # bytes that are no text: their own tokens
-            (tokens,) = self._tokenizer.encode([text.encode()])
-        lengths = np.array([len(c.encode("utf-8", "surrogatepass")) for c in text], np.int64)
+        whole = text.encode()
+        if len(whole) != len(data):  # some bytes were no text: tokens of what stands for them
+            (tokens,) = self._tokenizer.encode([whole])
+        lengths = np.array([len(c.encode()) for c in text], np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         starts, ends = offsets[np.array(spans, np.int64)].T
         last = np.cumsum(self._tokenizer.lengths[tokens]) - 1

@@ -43,8 +43,8 @@ brief_option = click.option(
     type=click.FloatRange(1 / 64, 1),
     metavar="SHARE",
     help="Keep only the words that carry the meaning: about this share of those of a long text, a text of up "
-    "to 100 words whole (up to 50 with 0.0625, 25 with 0.03125). English passages get some 9 times smaller "
-    "with 0.5, 18 times with 0.0625. The gist is then a list of words, and there is no exact layer.",
+    "to 100 words whole (up to 50 with 0.0625, 25 with 0.03125). English passages get some 8 times smaller "
+    "with 0.5, 16 times with 0.0625. The gist is then a list of words, and there is no exact layer.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
