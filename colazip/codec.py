@@ -308,13 +308,13 @@ class Codec:
             raise UsageError(
                 f"a brief leaves words out, so no layer {EXACT} can follow it: ask for {SEARCH} and {GIST}"
             )
+        for parts in blocks:
+            if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
+                raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
         result: list[Block] = []
         for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = blocks[lo : lo + _BLOCKS_AT_ONCE]
-            if self._abridger is None or GIST not in wanted:
-                result.extend(self._encode_some(some, wanted, level))
-            else:
-                result.extend(self._encode_briefs(some, wanted, level, self._abridger))
+            result.extend(self._encode_some(some, wanted, level, self._abridger))
         return result
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
@@ -485,11 +485,13 @@ class Codec:
     # -- encoding
 
     def _encode_some(
-        self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...], level: int
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        layers: tuple[str, ...],
+        level: int,
+        abridger: Abridger | None = None,
     ) -> list[Block]:
-        for parts in blocks:
-            if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
-                raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
+        """Blocks within their bounds. abridger: what makes the briefs that a gist shall be."""
         if layers == (PLAIN,):
             return [Block(len(parts), {PLAIN: self._plain.encode_parts(parts, level)}) for parts in blocks]
         coded_tokens = iter(self.model.tokenizer.encode([part for parts in blocks for part in parts]))
@@ -504,38 +506,44 @@ class Codec:
             self._patch,
         )
         table = _token_table(tokens, lanes, self._patch)
-        if GIST in layers:
+        if GIST in layers and abridger is None:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
-        # Vectors alone, or beside plain text: no network is needed.
-        sums = self._pool(lanes, table)
-        result = []
-        for b, parts in enumerate(blocks):
-            made = {SEARCH: self._search_layer(b, len(parts), lanes, sums)}
+        # For vectors, alone, beside plain text or beside briefs, no network is needed.
+        result: list[dict[str, bytes]] = [{} for _ in blocks]
+        if abridger is not None and GIST in layers:
+            result = self._encode_briefs(blocks, level, tokens, foreign, abridger)
+        sums = self._pool(lanes, table) if SEARCH in layers else []
+        for b, (parts, made) in enumerate(zip(blocks, result, strict=True)):
+            if SEARCH in layers:
+                made[SEARCH] = self._search_layer(b, len(parts), lanes, sums)
             if PLAIN in layers:
                 made[PLAIN] = self._plain.encode_parts(parts, level)
-            result.append(Block(len(parts), made))
-        return result
+        return [Block(len(parts), made) for parts, made in zip(blocks, result, strict=True)]
 
     def _encode_briefs(
-        self, blocks: Sequence[Sequence[bytes]], layers: tuple[str, ...], level: int, abridger: Abridger
-    ) -> list[Block]:
-        """Blocks whose gist is a brief: shorter texts, coded exactly; their search codes are of the whole
-        texts."""
-        coded_tokens = iter(self.model.tokenizer.encode([part for parts in blocks for part in parts]))
-        tokens = [[next(coded_tokens) for _ in parts] for parts in blocks]
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        level: int,
+        tokens: Sequence[Sequence[np.ndarray]],
+        foreign: Sequence[set[int]],
+        abridger: Abridger,
+    ) -> list[dict[str, bytes]]:
+        """Layers of blocks whose gist is a brief: shorter texts, coded exactly. tokens, foreign: as
+        `_encode_text` takes them."""
         briefs = [
-            [p if _is_foreign(p, t) else abridger.abridge(p, t) for p, t in zip(parts, mine, strict=True)]
-            for parts, mine in zip(blocks, tokens, strict=True)
+            [
+                part if p in foreign[b] else abridger.abridge(part, tokens[b][p])
+                for p, part in enumerate(parts)
+            ]
+            for b, parts in enumerate(blocks)
         ]
-        coded = self._encode_some(briefs, (GIST, EXACT), level)
-        made = [dict(block.layers) for block in coded]
-        for own in made:
-            gist = own[GIST]
-            own[GIST] = varint(self.model.config.details) + varint(len(gist)) + gist + own.pop(EXACT)
-        if SEARCH in layers:
-            for own, block in zip(made, self._encode_some(blocks, (SEARCH,), level), strict=True):
-                own[SEARCH] = block.layers[SEARCH]
-        return [Block(len(parts), own) for parts, own in zip(blocks, made, strict=True)]
+        result = []
+        for block in self._encode_some(briefs, (GIST, EXACT), level):
+            made = dict(block.layers)
+            gist = made[GIST]
+            made[GIST] = varint(self.model.config.details) + varint(len(gist)) + gist + made.pop(EXACT)
+            result.append(made)
+        return result
 
     def _encode_text(
         self,

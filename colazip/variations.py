@@ -125,8 +125,7 @@ def fill(
     patches. Raises UsageError.
     """
     chosen = options or Sampling()
-    if by not in WRITERS:
-        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
+    _check_writer(by)
     filled = infill if by == PRIOR else write_in
 
     def change(pieces: list[np.ndarray]) -> list[np.ndarray]:
@@ -203,8 +202,7 @@ def proceed(
     kept in PLAIN.
     """
     config, chosen = codec.model.config, options or Sampling()
-    if by not in WRITERS:
-        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
+    _check_writer(by)
     most = config.segment * config.patch - config.patch
     if not 1 <= tokens <= most:
         raise UsageError(f"{tokens} tokens: between 1 and {most} can be added")
@@ -254,8 +252,7 @@ def score(
     by: `coder` gives minus the bits a token that coding the text takes (`Codec.bits`), `prior` the
     `Prior.score` of the latents of its tokens, the mean over its patches. Raises UsageError.
     """
-    if by not in WRITERS:
-        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
+    _check_writer(by)
     if by == CODER:
         counts = np.array([len(tokens) for tokens in text_tokens(codec, texts)])
         return np.where(counts > 0, -codec.bits(texts) / np.maximum(counts, 1), np.nan)
@@ -267,6 +264,11 @@ def score(
         if some:
             result[i] = np.average([next(scores) for _ in some], weights=[len(p) for p in some])
     return result
+
+
+def _check_writer(by: str) -> None:
+    if by not in WRITERS:
+        raise UsageError(f"by {by!r} is none of {', '.join(WRITERS)}")
 
 
 def text_tokens(codec: Codec, texts: Sequence[str | bytes]) -> list[np.ndarray]:

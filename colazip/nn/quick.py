@@ -15,7 +15,7 @@ def int8_product(weight: np.ndarray) -> Product:
     """The product with int8 [M, K], or NumPy's where torch's int8 product is slow or wrong."""
     if not (int8_kernel_wins() and 1 < weight.shape[1] <= MAX_K):
         return float_product(weight)
-    matrix = torch.from_numpy(weight.copy()).t()
+    matrix = torch.from_numpy(weight).t()
 
     def product(q: np.ndarray) -> np.ndarray:
         found: np.ndarray = torch._int_mm(torch.from_numpy(q.astype(np.int8)), matrix).numpy()

@@ -13,7 +13,7 @@ from colazip import Archive, Record
 from colazip.brief import LARGEST, SMALLEST, WORDS, Abridger, choose
 from colazip.codec import Codec
 from colazip.errors import FormatError, MissingLayerError, UsageError
-from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
+from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
 from colazip.wire import varint
 from tests.tiny_model import passages, tiny_codec, tiny_model
 
@@ -164,6 +164,14 @@ def test_no_exact_layer_is_promised() -> None:
     for call in (lambda: codec.gists(block), lambda: codec.decode_blocks([block])):
         with pytest.raises(MissingLayerError):
             call()
+
+
+def test_the_bounds_of_a_block_are_those_of_the_whole_texts() -> None:
+    """However short their briefs would be."""
+    whole = LONG * (BLOCK_BYTES // len(LONG) + 1)
+    for layers in ((GIST,), (SEARCH, GIST)):
+        with pytest.raises(UsageError, match="a block holds at most"):
+            brief_codec().encode_blocks([[whole]], layers)
 
 
 def test_damage_is_an_error() -> None:
