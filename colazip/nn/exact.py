@@ -185,7 +185,8 @@ class ExactEmbedding(Quantized):
 
 
 class _GroupedReadout(torch.autograd.Function):
-    """Logits of the slots of one class a row: rows sorted by class, then one small product a class."""
+    """Logits of the slots of one class a row: rows sorted by class, then one small product a class, or, on a
+    GPU, where each of these would wait for the one before, all of them in one batched product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
@@ -193,28 +194,29 @@ class _GroupedReadout(torch.autograd.Function):
         qw, scale_w = quantize_rows(weight)
         factor = _inverse_rms(q)
         q8, qw8 = q.to(torch.int8), qw.to(torch.int8)
-        order, bounds = _sort_by_group(group, weight.shape[0])
-        y = _grouped_product(q8, qw8, scale_w, factor, order, bounds)
-        ctx.save_for_backward(q8, scale, factor, qw8, scale_w, order)
-        ctx.bounds = bounds
-        return y
+        ctx.save_for_backward(q8, scale, factor, qw8, scale_w, group)
+        return _grouped_product(q8, qw8, scale_w, factor, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        q8, scale, factor, qw8, scale_w, order = ctx.saved_tensors
-        g = grads[0][order]
-        h = q8[order].float() * factor[order]
-        gw = torch.zeros(qw8.shape, device=g.device)
-        gh = torch.empty_like(h)
-        weight = qw8.float() * scale_w
-        for c, (lo, hi) in enumerate(ctx.bounds):
-            if hi > lo:
-                gw[c] = g[lo:hi].t() @ h[lo:hi]
-                gh[lo:hi] = g[lo:hi] @ weight[c]
-        gh = (gh - h * (gh * h).mean(-1, keepdim=True)) * (factor / scale)[order]
-        gx = torch.empty_like(gh)
-        gx[order] = gh
-        return gx, gw, None
+        q8, scale, factor, qw8, scale_w, group = ctx.saved_tensors
+        g, h, weight = grads[0], q8.float() * factor, qw8.float() * scale_w
+        if _in_runs(g):
+            place = _Runs(group, len(weight))
+            g_runs, h_runs = place.spread(g), place.spread(h)
+            gh = place.gather(g_runs @ weight[place.group])
+            gw = torch.zeros_like(weight).index_add_(0, place.group, g_runs.transpose(1, 2) @ h_runs)
+        else:
+            order, bounds = _sort_by_group(group, len(weight))
+            g, rows = g[order], h[order]
+            gw, gh_sorted = torch.zeros_like(weight), torch.empty_like(h)
+            for c, (lo, hi) in enumerate(bounds):
+                if hi > lo:
+                    gw[c] = g[lo:hi].t() @ rows[lo:hi]
+                    gh_sorted[lo:hi] = g[lo:hi] @ weight[c]
+            gh = torch.empty_like(h)
+            gh[order] = gh_sorted
+        return (gh - h * (gh * h).mean(-1, keepdim=True)) * (factor / scale), gw, None
 
 
 def _sort_by_group(group: Tensor, groups: int) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -223,11 +225,52 @@ def _sort_by_group(group: Tensor, groups: int) -> tuple[Tensor, list[tuple[int, 
     return order, list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _grouped_product(
-    q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, order: Tensor, bounds: list[tuple[int, int]]
-) -> Tensor:
+def _in_runs(rows: Tensor) -> bool:
+    """Whether one batched product beats a loop over groups."""
+    return rows.is_cuda
+
+
+class _Runs:
+    """Rows of groups laid out in runs of one group each, padded to `SIZE` rows; nothing waits for the device.
+
+    group: int64 [runs], that of each run.
+    """
+
+    SIZE = 64
+
+    def __init__(self, group: Tensor, groups: int) -> None:
+        count = torch.zeros(groups, dtype=torch.int64, device=group.device)
+        count.index_add_(0, group, torch.ones_like(group))
+        ends = (-(-count // self.SIZE)).cumsum(0)  # of the runs of each group
+        self._runs = len(group) // self.SIZE + groups  # as many as there can be
+        every = torch.arange(self._runs, device=group.device)
+        self.group = torch.searchsorted(ends, every, right=True).clamp_max(groups - 1)
+        order = torch.argsort(group, stable=True)
+        first = torch.cat([ends.new_zeros(1), ends[:-1]]) * self.SIZE - (count.cumsum(0) - count)
+        self._row = torch.empty_like(group)
+        self._row[order] = torch.arange(len(group), device=group.device) + first[group[order]]
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """[N, K] -> [runs, SIZE, K]."""
+        spread = rows.new_zeros(self._runs * self.SIZE, rows.shape[1])
+        spread[self._row] = rows
+        return spread.view(self._runs, self.SIZE, -1)
+
+    def gather(self, runs: Tensor) -> Tensor:
+        """[runs, SIZE, K] -> [N, K]."""
+        return runs.flatten(0, 1)[self._row]
+
+
+def _grouped_product(q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, group: Tensor) -> Tensor:
+    """Row i of int8 [N, K] by the matrix of its group, int8 [G, M, K], times its factor and those of the
+    outputs: float32 [N, M]."""
+    if _in_runs(q8):
+        place = _Runs(group, len(qw8))
+        product = place.spread(q8.float()) @ qw8.float()[place.group].transpose(1, 2)
+        return place.gather(product) * factor * scale_w[..., 0][group]
+    order, bounds = _sort_by_group(group, len(qw8))
     rows = q8[order]
-    y = torch.empty(len(order), qw8.shape[1], device=q8.device)
+    y = torch.empty(len(order), qw8.shape[1])
     for c, (lo, hi) in enumerate(bounds):
         if hi > lo:
             y[lo:hi] = integer_matmul(rows[lo:hi], qw8[c]) * factor[order[lo:hi]] * scale_w[c].t()
@@ -246,8 +289,7 @@ class ExactReadout(Quantized):
         if self.weight is not None:
             return _GroupedReadout.apply(x, self.weight, group)
         q, _ = quantize_rows(x)
-        order, bounds = _sort_by_group(group, self.q.shape[0])
-        return _grouped_product(q.to(torch.int8), self.q, self.scale, _inverse_rms(q), order, bounds)
+        return _grouped_product(q.to(torch.int8), self.q, self.scale, _inverse_rms(q), group)
 
 
 def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ LN2 = 0.6931471805599453
 @dataclass(frozen=True)
 class Terms:
     """Sums over a batch, in bits. tokens: without padding; open: those whose slot the gist leaves open, of
-    which `guessed` many are the likeliest of what they can be."""
+    which `guessed` many are the likeliest of what they can be, a tensor: to ask a GPU for it is to wait."""
 
     loss: Tensor
     classes: Tensor
@@ -24,7 +24,7 @@ class Terms:
     exact: Tensor
     tokens: int
     open: int
-    guessed: int
+    guessed: Tensor
 
     @property
     def gist(self) -> Tensor:
@@ -40,35 +40,38 @@ def compute(
     patches = tokens.unflatten(1, (-1, model.config.patch))
     real = real_tokens(counts, patches)
     valid = real[..., 0]
-    flat_real = real.flatten(1)
+    at = real.flatten().nonzero()[:, 0]  # looked up once: on a GPU every mask as an index waits for its count
     gist = readout.named(tokens, detail)
     embedded = model.embed(gist.view_as(patches))
 
-    slots = model.coder.patches(embedded.flatten(-2), valid, detail, fast=fast)[real]
-    guess, kind = readout.named(guesses[0][flat_real], detail), guesses[1][flat_real]
-    states = model.coder.tokens(slots, token_history(gist)[flat_real], guess, kind, model.embed)
+    slots = model.coder.patches(embedded.flatten(-2), valid, detail, fast=fast).flatten(0, 2)[at]
+    guess, kind = readout.named(guesses[0].flatten()[at], detail), guesses[1].flatten()[at]
+    history = token_history(gist).flatten(0, 1)[at]
+    states = model.coder.tokens(slots, history, guess, kind, model.embed)
     weighed = model.coder.weigh(states, guess, kind)
-    targets, named = tokens[flat_real], gist[flat_real]
+    targets, named = tokens.flatten()[at], gist.flatten()[at]
     classes = readout.class_of[targets]
     class_bits = _bits(readout.class_logits(states, weighed), classes)
     slot_bits = _bits(readout.gist_logits(states, classes, detail, weighed), readout.slot_of[named])
 
     embedded = embedded * real[..., None]
     features = model.decoder(embedded, valid, detail, fast=fast)
-    is_open = readout.is_open(named, detail)
-    where = torch.zeros_like(real)
-    where[real] = is_open
-    rare = readout.rare_logits(model.decoder.read(features, embedded, where), classes[is_open], detail)
-    wanted = readout.slot_of[targets[is_open]]
+    is_open = readout.is_open(named, detail).nonzero()[:, 0]
+    where = torch.zeros_like(real).flatten()
+    where[at[is_open]] = True
+    read = model.decoder.read(features, embedded, where.view_as(real))
+    targets = targets[is_open]
+    rare = readout.rare_logits(read, classes[is_open], detail)
+    wanted = readout.slot_of[targets]
     exact_bits = _bits(rare, wanted)
     return Terms(
         class_bits + slot_bits + exact_bits,
         class_bits.detach(),
         slot_bits.detach(),
         exact_bits.detach(),
-        len(targets),
+        len(at),
         len(wanted),
-        int((rare.argmax(-1) == wanted).sum()),
+        (rare.argmax(-1) == wanted).sum(),
     )
 
 

@@ -83,7 +83,7 @@ def evaluate(
             x, counts = to_tensors(batch, device)
             terms = compute(model, x, counts, guesses(batch, device), detail, fast=False)
             gist, exact = gist + float(terms.gist), exact + float(terms.exact)
-            right += terms.tokens - terms.open + terms.guessed
+            right += terms.tokens - terms.open + int(terms.guessed)
             tokens += terms.tokens
             text += float(lengths[batch.tokens][np.arange(x.shape[1])[None] < batch.counts[:, None]].sum())
         mark = f"_{detail}" if detail else ""

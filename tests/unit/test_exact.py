@@ -169,6 +169,25 @@ def test_frozen_readout_is_the_same_bit_for_bit() -> None:
     assert torch.equal(layer(x[order], group[order]), shipped[order])
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 700])
+def test_readout_in_runs_is_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does in place of the loop over classes, done here."""
+    torch.manual_seed(rows)
+    layer, group = ExactReadout(5, 7, 24), torch.randint(0, 5, (rows,)) * 3 % 5
+    found = []
+    for in_runs in (False, True):
+        monkeypatch.setattr(exact, "_in_runs", lambda _, runs=in_runs: runs)
+        x = torch.randn(rows, 24, generator=seeded(1), requires_grad=True)
+        layer.zero_grad()
+        y = layer(x, group)
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad, layer.trainable.grad))
+    (y, gx, gw), (y_runs, gx_runs, gw_runs) = found
+    assert torch.equal(y, y_runs)
+    torch.testing.assert_close(gx_runs, gx)
+    torch.testing.assert_close(gw_runs, gw)
+
+
 def test_no_rows_through_the_layers() -> None:
     assert ExactLinear(6, 4, norm=True)(torch.zeros(0, 6)).shape == (0, 4)
     assert ExactReadout(3, 8, 6)(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)).shape == (0, 8)
