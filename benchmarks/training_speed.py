@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.command import note, run_command
-from colazip.errors import UsageError
+from colazip.errors import ColazipError, UsageError
 from colazip.evaluate.table import markdown
 from colazip.memory import KINDS
 from colazip.nn.cola import Layer
@@ -163,13 +163,12 @@ def vae_steps(case: Case, place: Place) -> tuple[Step, int, int, Recipe]:
         recipe.vae, patches=patches, micro_batches=get("parts", recipe.vae.micro_batches)
     )
     recipe = dataclasses.replace(recipe, vae=schedule)
-    with place.device:
-        model = TextVAE(config)
+    model = TextVAE(config)
     slots = torch.arange(config.vocabulary).view(config.slots, config.classes).t()  # common ones first
     named = torch.tensor(schedule.named)[:, None].expand(-1, config.classes) // config.classes
-    model.readout.set_classes(slots.to(place.device), named.to(place.device))
+    model.readout.set_classes(slots, named)
     model.places.requires_grad_(False)
-    model.train()
+    model.to(place.device).train()
     descent = Descent(model, optimizers(model, schedule))
     length = config.segment * config.patch
     rows = max(1, schedule.patches // config.segment)
@@ -255,7 +254,7 @@ def training_speed(
             continue
         try:
             speed = measure(case, device, steps, seconds)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+        except (RuntimeError, ColazipError) as error:
             note(f"{case.text}: failed, {type(error).__name__}: {str(error).splitlines()[0][:160]}")
             found.append({"case": case.text, "failed": type(error).__name__})
             speed = None
