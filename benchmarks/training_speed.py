@@ -193,6 +193,7 @@ def measure(case: Case, device: str, steps: int, limit: float) -> Speed:
     place = Place.alone(device)
     cuda = place.device.type == "cuda"
     if cuda:
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
@@ -255,7 +256,7 @@ def training_speed(
         try:
             speed = measure(case, device, steps, seconds)
         except (RuntimeError, ColazipError) as error:
-            note(f"{case.text}: failed, {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+            note(f"{case.text}: failed, {type(error).__name__}: {str(error)[:200]!r}")
             found.append({"case": case.text, "failed": type(error).__name__})
             speed = None
         gc.collect()

@@ -31,16 +31,20 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def int8_kernel_is_right(device: torch.device) -> bool:
-    """Whether a device has an int8 matrix product, and it is right on the largest operands."""
+    """Whether a device has an int8 matrix product, and it is right on the largest operands, on few rows and
+    on more."""
     a = torch.full((64, MAX_K), 127, dtype=torch.int8)
     a[::2] = -127
     b = torch.full((64, MAX_K), 127, dtype=torch.int8)
     b[:, ::3] = -127
+    expected = (a.long() @ b.t().long()).int()
     try:
-        found = torch._int_mm(a.to(device), b.to(device).t()).cpu()
+        return all(
+            torch.equal(torch._int_mm(a[:rows].to(device), b.to(device).t()).cpu(), expected[:rows])
+            for rows in (17, len(a))
+        )
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
-    return torch.equal(found, (a.long() @ b.t().long()).int())
 
 
 @lru_cache(maxsize=1)
