@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -37,10 +38,15 @@ if TYPE_CHECKING:
     from colazip.encode import Coded, LaneEncoder
     from colazip.nn.steps import Networks
 
+_T = TypeVar("_T")
+
 _MAGIC = b"\xc0\x1a"
 _BLOB_VERSION = 3
 _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
+# A GPU takes about as long for few lanes as for many.
+_BLOCKS_AT_ONCE_GPU = 128
+_BATCH, _BATCH_GPU = 64, 256
 _SCORED_AT_ONCE = 64  # texts: each has a memory of its own, of 768 KiB
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
@@ -65,20 +71,21 @@ class Gist:
 class Codec:
     """Codes text with one model. Use `Codec.from_pretrained()`.
 
-    batch_size: segments that pass through the networks together; it decides speed and memory, never a byte of
-    the result. device: where torch runs the networks, such as "cuda"; it decides no byte either, and None is
-    the CPU. implementation: "numpy" or "torch" for decoding; None takes the faster one each time. detail: of
-    the gists that are written, 0 the most; what a gist leaves out, the exact layer holds. brief: write brief
-    gists, about this share of the words of a long text and no exact layer (`colazip.brief`). passage_tokens:
-    what a search code stands for in blocks, about so many tokens, a longer text gets several; None is one
-    code a part. Reading depends on none of them. A Codec may be used by one thread at a time.
+    batch_size: segments that pass through the networks together (None: 64, on a GPU 256); it decides speed
+    and memory, never a byte of the result. device: where torch runs the networks, such as "cuda"; it decides
+    no byte either, and None is the CPU. implementation: "numpy" or "torch" for decoding; None takes the
+    faster one each time. detail: of the gists that are written, 0 the most; what a gist leaves out, the exact
+    layer holds. brief: write brief gists, about this share of the words of a long text and no exact layer
+    (`colazip.brief`). passage_tokens: what a search code stands for in blocks, about so many tokens, a longer
+    text gets several; None is one code a part. Reading depends on none of them. A Codec may be used by one
+    thread at a time.
     """
 
     def __init__(
         self,
         model: Model,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
         detail: int = 0,
@@ -90,6 +97,9 @@ class Codec:
                 f"detail {detail}: this model writes gists of detail 0 to {model.config.details - 1}"
             )
         self._detail = detail
+        self.device = device or "cpu"
+        on_cpu = self.device == "cpu"
+        batch_size = (_BATCH if on_cpu else _BATCH_GPU) if batch_size is None else batch_size
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")
         if passage_tokens is not None and passage_tokens < 2 * OVERLAP:
@@ -99,7 +109,7 @@ class Codec:
         self._implementation = implementation
         self.model = model
         self.batch_size = batch_size
-        self.device = device or "cpu"
+        self._blocks_at_once = _BLOCKS_AT_ONCE if on_cpu else _BLOCKS_AT_ONCE_GPU
         self._plain = ClassicalCoder(model.dictionary)
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
@@ -112,7 +122,7 @@ class Codec:
         cls,
         path: str | os.PathLike[str] | None = None,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | None = None,
         implementation: Literal["numpy", "torch"] | None = None,
         detail: int = 0,
@@ -312,8 +322,8 @@ class Codec:
             if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
                 raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
         result: list[Block] = []
-        for lo in range(0, len(blocks), _BLOCKS_AT_ONCE):
-            some = blocks[lo : lo + _BLOCKS_AT_ONCE]
+        for lo in range(0, len(blocks), self._blocks_at_once):
+            some = blocks[lo : lo + self._blocks_at_once]
             result.extend(self._encode_some(some, wanted, level, self._abridger))
         return result
 
@@ -418,6 +428,16 @@ class Codec:
         rows = [summands.sum(0) for summands in self._pool(lanes, table)]
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
+
+    @contextmanager
+    def _aside(self, call: Callable[..., _T], *arguments: object) -> Iterator[Callable[[], _T]]:
+        """What gives the result of a call: with a GPU, which has to be waited for, it runs in a thread of its
+        own meanwhile."""
+        if self.device == "cpu":
+            yield lambda: call(*arguments)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(call, *arguments).result
 
     def _pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
         """Search summands of the patches of every lane, float64 [P, D], of the tokens int64 [L, T]."""
@@ -556,8 +576,9 @@ class Codec:
         table: np.ndarray,
     ) -> list[Block]:
         """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T]."""
-        coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers)
-        sums = self._pool(lanes, table) if SEARCH in layers else []
+        with self._aside(self._pool if SEARCH in layers else _no_sums, lanes, table) as pooled:
+            coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers)
+            sums = pooled()
         plain = [
             foreign[b] | self._choose_plain(b, parts, level, lanes, coded) for b, parts in enumerate(blocks)
         ]
@@ -650,7 +671,7 @@ class Codec:
         lo = 0
         while lo < len(blocks):
             hi = lo + 1
-            while hi < min(len(blocks), lo + _BLOCKS_AT_ONCE) and details[hi] == details[lo]:
+            while hi < min(len(blocks), lo + self._blocks_at_once) and details[hi] == details[lo]:
                 hi += 1
             some = _Opened(blocks[lo:hi], details[lo], self)
             with self._networks(some.lanes) as net:
@@ -718,6 +739,11 @@ def _split_gist(block: Block, details: int) -> tuple[list[int], bytes]:
     if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
         raise FormatError("gist layer: more tokens than a block can hold")
     return tokens, reader.rest()
+
+
+def _no_sums(lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
+    """Without search codes nothing is added up."""
+    return []
 
 
 def _is_foreign(part: bytes, tokens: np.ndarray) -> bool:

@@ -92,4 +92,4 @@ class RowSums:
         starts = np.searchsorted(at[order], np.arange(-(-len(tokens) // patch)))
         if not len(tokens):
             return np.zeros((0, self._rows.shape[1]))
-        return np.add.reduceat(self._rows[rows[order]].astype(np.int64), starts, axis=0) / 256.0
+        return np.add.reduceat(self._rows[rows[order]].astype(np.int32), starts, axis=0) / 256.0

@@ -25,7 +25,7 @@ class PriorLayer(Layer):
     def __init__(self, config: ColaConfig) -> None:
         super().__init__()
         width, hidden = config.prior_width, config.prior_expand * config.prior_width
-        self.heads = config.prior_heads
+        self.heads, self.block = config.prior_heads, config.block
         self.modulate = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -36,15 +36,14 @@ class PriorLayer(Layer):
         self,
         x: Tensor,
         time: Tensor,
-        which: Tensor,
         turn: Tensor,
         mask: Tensor | None,
         past: KeysValues | None = None,
         keep: bool = False,
     ) -> Tensor:
-        """time [B, M, D]: the distinct times; which int64 [N]: the time of each position."""
+        """time: as `_each_position` takes it, of width D."""
         batch, length, width = x.shape
-        modulation = self.modulate(time)[:, which]  # [B, N, 6 D]
+        modulation = _each_position(self.modulate(time), length, self.block)  # [B, N or 1, 6 D]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
         h = functional.layer_norm(x, (width,)) * (1 + scale1) + shift1
         q, k, v = self.qkv(h).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -101,16 +100,15 @@ class ColaDiT(nn.Module):
         length = noisy.shape[1]
         x = self.enter(torch.cat([clean, noisy], 1).to(self.enter.weight.dtype))
         time = self.embed_time(torch.cat([torch.ones_like(t[:, :1]), t], 1))
-        at = torch.arange(length, device=x.device)
-        which = torch.cat([torch.zeros_like(at), 1 + at // self.block])
-        turn = rotation(at, self.head_width, 10_000.0).repeat(2, 1, 1)
+        turn = rotation(torch.arange(length, device=x.device), self.head_width, 10_000.0).repeat(2, 1, 1)
         mask = training_mask(valid, history, self.block)
         for layer in self.layers:
-            x = layer(x, time, which, turn, mask)
-        return self._leave(x[:, length:], time, which[length:])
+            x = layer(x, time, turn, mask)
+        return self._leave(x, time)[:, -length:]
 
-    def _leave(self, x: Tensor, time: Tensor, which: Tensor) -> Tensor:
-        shift, scale = self.last_modulate(time)[:, which].chunk(2, -1)
+    def _leave(self, x: Tensor, time: Tensor) -> Tensor:
+        modulation = _each_position(self.last_modulate(time), x.shape[1], self.block)
+        shift, scale = modulation.chunk(2, -1)
         return self.leave(functional.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift).float()
 
     def memory(self) -> list[KeysValues]:
@@ -120,8 +118,7 @@ class ColaDiT(nn.Module):
     def velocity(self, x: Tensor, t: float, start: int, past: list[KeysValues]) -> Tensor:
         """Velocity of one noisy block [B, n, C] at time t, at position `start`, after the blocks in
         `past`."""
-        h, time, which = self._run(x, t, start, past, keep=False)
-        return self._leave(h, time, which)
+        return self._leave(*self._run(x, t, start, past, keep=False))
 
     def finish(self, x: Tensor, start: int, past: list[KeysValues]) -> None:
         """Append a finished block [B, n, C] to `past`. Several whole blocks at once: call it for each."""
@@ -129,15 +126,27 @@ class ColaDiT(nn.Module):
 
     def _run(
         self, x: Tensor, t: float, start: int, past: list[KeysValues], *, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         time = self.embed_time(torch.full((len(x), 1), t, device=x.device))
-        which = torch.zeros(x.shape[1], dtype=torch.int64, device=x.device)
         at = torch.arange(start, start + x.shape[1], device=x.device)
         turn = rotation(at, self.head_width, 10_000.0)
         x = self.enter(x.to(self.enter.weight.dtype))
         for layer, memory in zip(self.layers, past, strict=True):
-            x = layer(x, time, which, turn, None, memory, keep)
-        return x, time, which
+            x = layer(x, time, turn, None, memory, keep)
+        return x, time
+
+
+def _each_position(rows: Tensor, length: int, block: int) -> Tensor:
+    """Rows of the distinct times -> rows of `length` positions: of one time [B, 1, W] as they are; of time 1
+    and of each noisy block [B, 1 + blocks, W] those of the clean copy and the noisy one, [B, length, W].
+
+    The gradient is a sum over each block, which an index would add up one by one.
+    """
+    if rows.shape[1] == 1:
+        return rows
+    half = length // 2
+    noisy = rows[:, 1:, None].expand(-1, -1, block, -1).flatten(1, 2)[:, :half]
+    return torch.cat([rows[:, :1].expand(-1, half, -1), noisy], 1)
 
 
 def training_mask(valid: Tensor, history: Tensor, block: int) -> Tensor:

@@ -19,22 +19,38 @@ from torch import Tensor, nn
 
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
 
-# Attention weights and frequencies: exp2 in steps of 1/32, as integers.
-_ATTENTION = torch.from_numpy(ATTENTION_TABLE)
-_FREQUENCY = torch.from_numpy(FREQUENCY_TABLE)
+_READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
+
+
+@lru_cache(maxsize=8)
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Attention weights and frequencies: exp2 in steps of 1/32, as integers."""
+    with torch.inference_mode(False):  # training may use them later
+        return torch.from_numpy(ATTENTION_TABLE).to(device), torch.from_numpy(FREQUENCY_TABLE).to(device)
+
+
+@lru_cache(maxsize=8)
+def int8_kernel_is_right(device: torch.device) -> bool:
+    """Whether a device has an int8 matrix product, and it is right on the largest operands, on few rows and
+    on more."""
+    a = torch.full((64, MAX_K), 127, dtype=torch.int8)
+    a[::2] = -127
+    b = torch.full((64, MAX_K), 127, dtype=torch.int8)
+    b[:, ::3] = -127
+    expected = (a.long() @ b.t().long()).int()
+    try:
+        return all(
+            torch.equal(torch._int_mm(a[:rows].to(device), b.to(device).t()).cpu(), expected[:rows])
+            for rows in (17, len(a))
+        )
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
 
 
 @lru_cache(maxsize=1)
 def int8_kernel_wins() -> bool:
     """Whether this CPU's int8 matrix product is right on the largest operands and faster than float32's."""
-    a = torch.full((64, MAX_K), 127, dtype=torch.int8)
-    a[::2] = -127
-    b = torch.full((64, MAX_K), 127, dtype=torch.int8)
-    b[:, ::3] = -127
-    try:
-        if not torch.equal(torch._int_mm(a, b.t()), (a.long() @ b.t().long()).int()):
-            return False
-    except (RuntimeError, AttributeError, NotImplementedError):
+    if not int8_kernel_is_right(torch.device("cpu")):
         return False
     x = torch.ones(256, 256, dtype=torch.int8)
     y = x.float()
@@ -57,6 +73,10 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue 195066.
     if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and int8_kernel_wins():
         return torch._int_mm(a, b.t()).float()
+    # cuBLAS takes more than 16 rows, and rows of whole groups of 16 bytes.
+    fits = a.is_cuda and a.shape[0] > 16 and a.shape[1] % 16 == 0 == b.shape[0] % 16
+    if fits and int8_kernel_is_right(a.device):
+        return torch._int_mm(a, b.t()).float()
     return a.float() @ b.t().float()
 
 
@@ -66,14 +86,20 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     A row of zeros has scale 1/127, and so has one below 2**-121: its inverse scale would not be finite.
     """
     top = x.abs().amax(-1, keepdim=True)
-    top = torch.where(top >= 2.0**-121, top, torch.ones_like(top))
+    top = torch.where(top >= 2.0**-121, top, 1.0)
     # Two roundings, 1 / top first: a number divided by a tensor is computed so, and streams depend on it.
     return torch.round(x * (top.reciprocal() * GRID)), _divide(top, GRID)
 
 
 def _divide(x: Tensor, by: float) -> Tensor:
     """x / by, rounded once on every device: on a GPU, dividing by a number multiplies by its reciprocal."""
-    return x / torch.full((), by, dtype=x.dtype, device=x.device)
+    return x / _constant(by, x.dtype, x.device)
+
+
+@lru_cache(maxsize=256)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _inverse_rms(q: Tensor) -> Tensor:
@@ -279,6 +305,18 @@ def _grouped_product(q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, g
     return result
 
 
+def _picked_product(q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, group: Tensor) -> Tensor:
+    """The same as `_grouped_product` where starting an operation costs more than multiplying: rows meet the
+    matrices of all classes, and the product with their own is picked."""
+    classes, slots, _ = qw8.shape
+    picked = []
+    for lo in range(0, max(1, len(q8)), _READOUT_ROWS):
+        rows, own = q8[lo : lo + _READOUT_ROWS], group[lo : lo + _READOUT_ROWS]
+        every = integer_matmul(rows, qw8.flatten(0, 1)).view(-1, classes, slots)
+        picked.append(every.gather(1, own[:, None, None].expand(-1, 1, slots))[:, 0])
+    return torch.cat(picked) * factor * scale_w[group, :, 0]
+
+
 class ExactReadout(Quantized):
     """Per-class output matrices: x [N, K] (normalised inside), class [N] -> logits [N, slots]."""
 
@@ -289,7 +327,10 @@ class ExactReadout(Quantized):
         if self.weight is not None:
             return _GroupedReadout.apply(x, self.weight, group)
         q, _ = quantize_rows(x)
-        return _grouped_product(q.to(torch.int8), self.q, self.scale, _inverse_rms(q), group)
+        q8, factor = q.to(torch.int8), _inverse_rms(q)
+        if x.is_cuda:
+            return _picked_product(q8, self.q, self.scale, factor, group)
+        return _grouped_product(q8, self.q, self.scale, factor, group)
 
 
 def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,8 +340,8 @@ def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     2101.01321), with a table in place of the polynomial.
     """
     top = scores.amax(-1, keepdim=True)
-    step = torch.round((top - scores) * float(TABLE_STEPS)).clamp_max(len(_ATTENTION) - 1.0)
-    weights = _ATTENTION.to(scores.device)[step.to(torch.int32)]
+    step = torch.round((top - scores) * float(TABLE_STEPS)).clamp_max(len(ATTENTION_TABLE) - 1.0)
+    weights = _tables(scores.device)[0][step.to(torch.int32)]
     return weights, weights.sum(-1, keepdim=True)
 
 
@@ -311,8 +352,8 @@ def frequencies(logits: Tensor) -> Tensor:
     """
     count = logits.shape[-1]
     top = logits.amax(-1, keepdim=True)
-    step = torch.round((top - logits) * float(TABLE_STEPS)).clamp_max(len(_FREQUENCY) - 1.0)
-    weights = _FREQUENCY.to(logits.device)[step.to(torch.int32)]
+    step = torch.round((top - logits) * float(TABLE_STEPS)).clamp_max(len(FREQUENCY_TABLE) - 1.0)
+    weights = _tables(logits.device)[1][step.to(torch.int32)]
     # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below
     # 2**PRECISION.
     weights64 = weights.double()

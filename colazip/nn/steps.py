@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colazip.names import TokenNames
 from colazip.nn.exact import frequencies
 from colazip.nn.vae import TextVAE
 
@@ -62,6 +63,10 @@ class TorchNetworks:
     def __init__(self, vae: TextVAE) -> None:
         self._vae, self._config = vae, vae.config
         self._device = vae.readout.token_of.device
+        # Tokens, classes and slots are looked up here: a GPU would have to be waited for each time.
+        self._names = TokenNames(
+            {n: t.cpu().numpy() for n, t in vae.readout.named_buffers(recurse=False)}, ""
+        )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -85,8 +90,9 @@ class TorchNetworks:
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
         coder = self._vae.coder
-        slots = self._slots[self._tensor(lanes), token]
-        before, guesses, kinds = self._tensor(history), self._tensor(guess), self._tensor(kind)
+        asked = self._tensor(np.column_stack([lanes, guess, kind, history]))  # one transfer
+        at, guesses, kinds, before = asked[:, 0], asked[:, 1], asked[:, 2], asked[:, 3:]
+        slots = self._slots[at, token]
         self._states = coder.tokens(slots, before, guesses, kinds, self._vae.embed)
         self._guess = coder.weigh(self._states, guesses, kinds)
         return table(self._vae.readout.class_logits(self._states, self._guess))
@@ -96,19 +102,16 @@ class TorchNetworks:
         return table(readout.gist_logits(self._states, self._tensor(classes), self._detail, self._guess))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        found = self._vae.readout.token_of[self._tensor(classes), self._tensor(slots)]
-        return found.cpu().numpy()
+        return self._names.token_of[classes, slots]
 
     def has_slots(self, classes: np.ndarray, detail: int) -> np.ndarray:
-        return self._vae.readout.has_slots(self._tensor(classes), detail).cpu().numpy()
+        return self._names.limits[detail][classes] > 0
 
     def is_open(self, tokens: np.ndarray, detail: int) -> np.ndarray:
-        return self._vae.readout.is_open(self._tensor(tokens), detail).cpu().numpy()
+        return self._names.is_open(tokens, detail)
 
     def rarer(self, tokens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        readout = self._vae.readout
-        found = readout.token_of[readout.class_of[self._tensor(tokens)], self._tensor(slots)]
-        return found.cpu().numpy()
+        return self._names.token_of[self._names.class_of[tokens], slots]
 
     def rare_table(
         self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
@@ -130,4 +133,7 @@ def table(logits: Tensor) -> np.ndarray:
     freq = frequencies(logits)
     cdf = torch.zeros(len(freq), freq.shape[1] + 1, dtype=torch.int32, device=freq.device)
     torch.cumsum(freq, -1, dtype=torch.int32, out=cdf[:, 1:])
-    return cdf.cpu().numpy()
+    if not cdf.is_cuda:
+        return cdf.numpy()
+    # Into pinned memory, several times faster than what `cpu` does.
+    return torch.empty(cdf.shape, dtype=cdf.dtype, pin_memory=True).copy_(cdf).numpy()

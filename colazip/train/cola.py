@@ -99,7 +99,8 @@ def run_cola(
             tokenizer, train, held_out = _prepare(recipe, data, validation, out, text_column, skip_sources)
         vae_file = out / "stage1" / "vae.safetensors"
         if not (resume and vae_file.exists()):
-            stage1 = Stage1(recipe.model, recipe.weights)
+            with place.device:  # networks of this size are slow to make on a CPU first
+                stage1 = Stage1(recipe.model, recipe.weights)
             stage1_average = _Run("stage1", stage1, recipe, recipe.stage1, place, out, tensorboard).fit(
                 train, held_out, resume=resume, prepare=stage1.initialize
             )
@@ -108,7 +109,8 @@ def run_cola(
                 write_tensors(vae_file, {n.removeprefix("vae."): t for n, t in tensors.items()})
             wait()
             del stage1, stage1_average, tensors
-        stage2 = Stage2(recipe.model, recipe.weights)
+        with place.device:
+            stage2 = Stage2(recipe.model, recipe.weights)
 
         def start() -> None:
             stage2.initialize()
@@ -202,7 +204,7 @@ class _Run:
         for layer in layers:
             layer.recompute = self.recipe.parallel.recompute
         spread = Spread(module, layers, self.recipe.parallel, place)
-        optimizer = _optimizer(module, schedule)
+        optimizer = make_optimizer(module, schedule)
         average = Average(module, schedule.average)
         step = restore(self.folder, module, optimizer, average) if resume else 0
         metrics = Metrics(self.folder / "metrics.jsonl", step=step) if place.first else None
@@ -230,7 +232,8 @@ class _Run:
         seconds = 0.0  # of training alone
         while step < schedule.steps:
             started = time.monotonic()
-            sums = self._step(spread, optimizer, stream, step)
+            parts = [next(stream) for _ in range(self.own_parts)]
+            sums = take_step(spread, optimizer, parts, schedule, step, self.folder)
             seconds += time.monotonic() - started
             step += 1
             average.update(module, step)
@@ -246,35 +249,6 @@ class _Run:
             if step % schedule.save_every == 0 or last:
                 save(self.folder, step, module, optimizer, average, place)
         return average
-
-    def _step(
-        self, spread: Spread, optimizer: torch.optim.Optimizer, stream: Iterator[Batch], step: int
-    ) -> dict[str, float]:
-        """One step over this process's micro-batches; returns the sums over all processes'."""
-        schedule, place = self.schedule, self.place
-        parts = [next(stream) for _ in range(self.own_parts)]
-        tokens = total({"tokens": float(sum(int(p.counts.sum()) for p in parts))}, place)["tokens"]
-        found: list[dict[str, Tensor]] = []
-        for i, part in enumerate(parts):
-            index = step * schedule.micro_batches + i * place.world + place.rank
-            with spread.accumulating(last=i + 1 == len(parts)):
-                sums = spread(*to_tensors(part, place.device), schedule.part_seed(index))
-                # Gradients are averaged over processes; the loss is a mean over all tokens of the step.
-                (sums["loss"] * (place.world / tokens)).backward()
-            found.append({n: v.detach() for n, v in sums.items()})
-        norm = clip(self.module, 1.0)
-        for part, sums in zip(parts, found, strict=True):
-            name = "bad_batch" if place.world == 1 else f"bad_batch-{place.rank}"
-            # The norm is common to all processes, so all of them stop; the batch that is to blame is kept.
-            finite = bool(torch.isfinite(sums["loss"]))
-            if not finite or part is parts[-1]:
-                check_finite(float(sums["loss"]), norm, step, part, self.folder, name)
-        factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr * factor
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total({n: sum(float(f[n]) for f in found) for n in found[0]}, place)
 
     @torch.no_grad()
     def _evaluate(self, spread: Spread, held_out: TokenStore) -> dict[str, float]:
@@ -304,7 +278,7 @@ class _Run:
         return speed
 
 
-def _optimizer(module: nn.Module, schedule: StageSchedule) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, schedule: StageSchedule) -> torch.optim.Optimizer:
     """AdamW; only matrices decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(
@@ -314,7 +288,46 @@ def _optimizer(module: nn.Module, schedule: StageSchedule) -> torch.optim.Optimi
         ],
         lr=schedule.lr,
         betas=(0.9, 0.95),
+        # One pass over the weights, and none of the temporaries, which are as large as all of them.
+        fused=True if trained[0].is_cuda else None,
     )
+
+
+def take_step(
+    spread: Spread,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Batch],
+    schedule: StageSchedule,
+    step: int,
+    folder: Path,
+) -> dict[str, float]:
+    """One step over this process's micro-batches; returns the sums over all processes'.
+
+    folder: keeps a batch whose loss is not finite. Raises ColazipError then.
+    """
+    place = spread.place
+    tokens = total({"tokens": float(sum(int(p.counts.sum()) for p in parts))}, place)["tokens"]
+    found: list[dict[str, Tensor]] = []
+    for i, part in enumerate(parts):
+        index = step * schedule.micro_batches + i * place.world + place.rank
+        with spread.accumulating(last=i + 1 == len(parts)):
+            sums = spread(*to_tensors(part, place.device), schedule.part_seed(index))
+            # Gradients are averaged over processes; the loss is a mean over all tokens of the step.
+            (sums["loss"] * (place.world / tokens)).backward()
+        found.append({n: v.detach() for n, v in sums.items()})
+    norm = clip(spread.module, 1.0)
+    for part, sums in zip(parts, found, strict=True):
+        name = "bad_batch" if place.world == 1 else f"bad_batch-{place.rank}"
+        # The norm is common to all processes, so all of them stop; the batch that is to blame is kept.
+        finite = bool(torch.isfinite(sums["loss"]))
+        if not finite or part is parts[-1]:
+            check_finite(float(sums["loss"]), norm, step, part, folder, name)
+    factor = learning_rate(step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from)
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.lr * factor
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total({n: sum(float(f[n]) for f in found) for n in found[0]}, place)
 
 
 def figures(sums: dict[str, float]) -> dict[str, float]:

@@ -209,9 +209,8 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """step: steps taken so far. Early steps count more, or the start would never be forgotten."""
         share = 1.0 - min(self.decay, (1.0 + step) / (10.0 + step))
-        for name, parameter in module.named_parameters():
-            if name in self.weights:
-                own(self.weights[name]).lerp_(own(parameter), share)
+        trained = {n: own(p) for n, p in module.named_parameters() if n in self.weights}
+        torch._foreach_lerp_([own(self.weights[n]) for n in trained], list(trained.values()), share)
 
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:

@@ -97,9 +97,6 @@ def _cola_stage(
         tokens = torch.zeros(rows, model.positions * model.patch, dtype=torch.int64)
         counts = torch.full((rows,), model.context)
     layers = [m for m in module.modules() if isinstance(m, Layer)]
-    flops = 3.0 * forward_flops(lambda: module(tokens, counts, 0))
-    if isinstance(module, Stage2):  # the reference is not trained: no backward pass
-        flops -= 2.0 * forward_flops(lambda: module.reference(tokens))
     width = 2 if low is torch.bfloat16 else 4
     parts = _count(module)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -117,12 +114,32 @@ def _cola_stage(
         name,
         parts,
         schedule.steps * schedule.micro_batches * rows * model.context,
-        flops / (rows * model.context),
+        _cola_flops(module, tokens, counts),
         (20 * trained + 4 * frozen) // (gpus if sharded else 1),
         gathered,
         _activations(module, layers, lambda: module(tokens, counts, 0), recompute=parallel.recompute),
         min(LOGIT_ROWS, rows * model.context) * model.vocabulary * (2 * width + 2 * 4),
     )
+
+
+def _cola_flops(module: Stage1 | Stage2, tokens: Tensor, counts: Tensor) -> float:
+    """FLOPs a token of the rows int64 [B, T], on the meta device; counts int64 [B]."""
+    flops = 3.0 * forward_flops(lambda: module(tokens, counts, 0))
+    if isinstance(module, Stage2):  # the reference is not trained: no backward pass
+        flops -= 2.0 * forward_flops(lambda: module.reference(tokens))
+    return flops / tokens.numel()
+
+
+def flops_a_token(recipe: Recipe | ColaRecipe, stage: str) -> float:
+    """Training FLOPs a token of a stage: `vae` of a compression recipe, `stage1` or `stage2` of one of the
+    paper's."""
+    if isinstance(recipe, Recipe):
+        assert stage == "vae"
+        return 6.0 * cost(recipe.model, recipe.model.segment).pack / recipe.model.patch
+    with torch.device("meta"):
+        module = (Stage1 if stage == "stage1" else Stage2)(recipe.model, recipe.weights)
+        tokens = torch.zeros(1, recipe.model.positions * recipe.model.patch, dtype=torch.int64)
+        return _cola_flops(module, tokens, torch.full((1,), recipe.model.context))
 
 
 def _count(module: nn.Module) -> dict[str, int]:
@@ -199,15 +216,13 @@ def _compression_vae(recipe: Recipe) -> StagePlan:
     guesses = torch.zeros(2, 1, length, dtype=torch.int64)
     with _Kept(model) as kept:
         compute(model, tokens, counts, guesses, 0, fast=True)
-    each = cost(config, config.segment)
-    products = each.pack
     weights_count = sum(p.numel() for p in model.parameters())
     inner = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and ".stack." in n)
     return StagePlan(
         "Text VAE",
         _count(model),
         schedule.steps * schedule.micro_batches * schedule.patches * config.patch,
-        6.0 * products / config.patch,
+        flops_a_token(recipe, "vae"),
         16 * weights_count - 4 * inner,  # Muon keeps one moment, AdamW two
         0,
         kept.bytes * schedule.patches // config.segment,

@@ -132,6 +132,14 @@ def test_same_bytes_and_text_whatever_the_arithmetic(
         assert codec.decode_blocks(coded) == text_blocks()
 
 
+def test_the_groups_and_batches_of_a_gpu_decide_no_byte(coded: list[Block]) -> None:
+    """A device by another name than `cpu` is treated as a GPU."""
+    codec = Codec(tiny_codec().model, device="cpu:0")
+    assert codec.batch_size > tiny_codec().batch_size
+    assert codec.encode_blocks(text_blocks()) == coded
+    assert codec.decode_blocks(coded) == text_blocks()
+
+
 def test_a_block_does_not_depend_on_its_neighbours(coded: list[Block]) -> None:
     codec = tiny_codec()
     for order in ([3, 2, 1, 0], [2, 0, 2, 0], [1, 3] * 9):  # more blocks than are in flight at once

@@ -350,3 +350,18 @@ def test_a_certain_symbol_costs_next_to_nothing() -> None:
     logits = torch.full((1, 128), -60.0)
     logits[0, 5] = 60.0
     assert frequencies(logits)[0, 5] >= TOTAL - 2 * 128
+
+
+def test_products_with_all_classes_and_the_own_one_picked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes: the logits of `ExactReadout` bit by bit."""
+    monkeypatch.setattr(exact, "_READOUT_ROWS", 16)
+    readout = ExactReadout(6, 16, 32)
+    frozen(readout)
+    x = torch.randn(50, 32, generator=seeded(3))
+    group = torch.randint(0, 6, (50,), generator=seeded(4))
+    q, _ = quantize_rows(x)
+    factor = exact._inverse_rms(q)
+    picked = exact._picked_product(q.to(torch.int8), readout.q, readout.scale, factor, group)
+    assert torch.equal(picked, readout(x, group))
+    none = exact._picked_product(q[:0].to(torch.int8), readout.q, readout.scale, factor[:0], group[:0])
+    assert none.shape == (0, 16)

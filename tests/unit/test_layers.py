@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from colazip.nn.exact import _ATTENTION as ATTENTION_TABLE
-from colazip.nn.grid import ATTENTION_KEYS
+from colazip.nn.grid import ATTENTION_KEYS, ATTENTION_TABLE
 from colazip.nn.layers import ExactBlock, ExactStack, StepCache, alibi_slopes, straight_through
 from tests import numpy_block
 from tests.random_weights import randomize
