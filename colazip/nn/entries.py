@@ -88,7 +88,7 @@ class EntryDiT(DiTStack):
 
         Values are in units of the deviation.
         """
-        places = self._places()
+        places = self.places()
         sharp = (t / (1.0 - t).clamp_min(0.01).square())[..., None]
         return sharp * (noisy @ places.T - t[..., None] / 2 * places.square().sum(-1))
 
@@ -187,11 +187,11 @@ class EntryDiT(DiTStack):
 
     def nearest(self, x: Tensor) -> Tensor:
         """Vectors [..., K * C] in units of the deviation -> the entry nearest to each part [..., K]."""
-        places = self._places()
+        places = self.places()
         parts = x.unflatten(-1, (self.parts, -1))
         return (parts @ places.T - places.square().sum(-1) / 2).argmax(-1)
 
-    def _places(self) -> Tensor:
+    def places(self) -> Tensor:
         """The codebook in units of the deviation, which is the same for all parts."""
         return self.codebook / self.deviation[: self.codebook.shape[1]]
 
@@ -203,7 +203,7 @@ class EntryDiT(DiTStack):
         if valid is not None:
             there = there & valid[..., None]
         inputs = noisy.new_zeros(*noisy.shape[:3], self.table.shape[1] + 1)
-        named, places, box = torch.zeros_like(there), self._places(), None
+        named, places, box = torch.zeros_like(there), self.places(), None
         if known is not None:
             sure, centre = (k.unflatten(-1, (self.parts, -1)) for k in known.chunk(2, -1))
             named = (sure == 1).all(-1)
@@ -224,7 +224,7 @@ class EntryDiT(DiTStack):
         """Clean vectors [B, N, K * C], the mean of what is possible; what is not open stays as it was."""
         logits = taken.logits + queries[taken.where] @ self.table.T
         clean = taken.x.unflatten(-1, (self.parts, -1)).clone()
-        clean[taken.where] = (logits.softmax(-1) @ self._places()).to(clean.dtype)
+        clean[taken.where] = (logits.softmax(-1) @ self.places()).to(clean.dtype)
         return clean.flatten(-2)
 
     # -- what is likely
