@@ -19,7 +19,7 @@ from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
-_HEED = 0.6  # how much of the prior's word counts beside the decoder's
+_HEED = 1.0  # how much the prior's word counts beside the decoder's; 0 is the decoder alone
 _ROUNDS = 4  # in which missing tokens are named
 _TRIED = 128  # patches of a text that tell how much noise changes its tokens
 
@@ -65,8 +65,8 @@ def reread(
 ) -> list[np.ndarray]:
     """Tokens int64 [T] of gists of a segment at most, what they leave open found with the prior's help.
 
-    A prior that knows the tokens speaks beside the decoder, and the token stays that both together hold for
-    likeliest. One over values alone draws, and the nearest token in the cell stays. holes: bool [P] each,
+    A prior that knows the tokens speaks beside the decoder, and the token stays that a mixture of both holds
+    for likeliest. One over values alone draws, and the nearest token in the cell stays. holes: bool [P] each,
     patches of which nothing is known.
     """
     if not codec.model.config.prior_features:
@@ -90,7 +90,7 @@ def reread(
         # Of the tokens that were missing, the decoder says again only what it is not asked here.
         own = own[open_[cells.is_open(gist.tokens, gist.detail)]]
         choices = cells.token_of[cells.class_of[read[open_]]]  # [n, slots]
-        both = own + _HEED * np.take_along_axis(other, choices, 1)
+        both = np.exp2(own) + _HEED * np.exp2(np.take_along_axis(other, choices, 1))
         read[open_] = np.take_along_axis(choices, both.argmax(1)[:, None], 1)[:, 0]
     return tokens
 
