@@ -110,7 +110,7 @@ def denoising(sample: Sample, frequency: np.ndarray, options: Sampling) -> Table
     least = sample.cells.details - 1
     pieces = [Gist(tokens, least) for tokens in sample.gists[least]]
     holes = [np.arange(len(v)) % 2 == 1 for v in sample.latents]
-    commonest = sample.cells.named(frequency.argmax(), least)
+    commonest = sample.cells.named(np.asarray(frequency.argmax()), least)
     written = [
         fill_in(codec.model, t, m, detail=least, temperature=options.temperature, seed=options.seed + i)
         for i, (t, m) in enumerate(zip(sample.gists[least], sample.lost(holes), strict=True))
@@ -228,8 +228,8 @@ def continuing(
     decode = sample.codec.model.tokenizer.decode
     shown = []
     for name in ("coder", "prior"):
-        for i, tokens in list(zip(used, texts[f"continued by the {name}"], strict=True))[:3]:
-            both = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], tokens))
+        for i, more in list(zip(used, texts[f"continued by the {name}"], strict=True))[:3]:
+            both = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], more))
             shown.append(f"{name}: " + " [...] ".join(" ".join(p.split()) for p in both))
     return rows, shown
 

@@ -197,8 +197,8 @@ class Prior:
             noise = self._noise([(options.seed, i) for i in rows], data)
             whole = self.network.whole and not blockwise
             size = max(1, data.shape[1]) if whole else self.network.block
-            drawn = self._blocks(data, reach, valid, noise, options, start, size)
-            drawn = (drawn * deviation).cpu().numpy()
+            done = self._blocks(data, reach, valid, noise, options, start, size)
+            drawn = (done * deviation).cpu().numpy()
             for i, values in zip(rows, drawn, strict=True):
                 values = values[: len(sequences[i])]
                 # Scaling by the deviation and back is inexact: whole numbers and known values are put right.

@@ -55,8 +55,8 @@ class EntryDiT(DiTStack):
         for layer in (self.leave, self.narrow):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for layer in self.blocks:
-            layer.start_open()
+        for inner in self.blocks:
+            inner.start_open()  # type: ignore[operator]
         # Not stored with the weights: the codebook is that of the model around.
         self.register_buffer("codebook", codebook.detach().clone(), persistent=False)
         self.register_buffer("deviation", torch.ones(self.channels))

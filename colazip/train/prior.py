@@ -223,8 +223,9 @@ def train_prior(
     telling = None
     if isinstance(prior, EntryDiT):
         everything = np.arange(config.vocabulary)
-        said = np.stack([cells.known(everything, d) for d in range(cells.details)])
-        telling = Telling(*(torch.from_numpy(a).to(place.device) for a in (said, cells.sets())))
+        said = np.stack([cells.known(cells.named(everything, d), d) for d in range(cells.details)])
+        sets = torch.from_numpy(cells.sets()).to(place.device)
+        telling = Telling(torch.from_numpy(said).to(place.device), sets)
 
     def part(index: int) -> Part:
         torch.manual_seed(schedule.part_seed(index))
