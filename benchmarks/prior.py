@@ -25,12 +25,12 @@ from benchmarks.corpus import evenly_spaced, read_corpus
 from benchmarks.text_quality import KneserNey, distinct, self_bleu
 from colazip.cli.options import sampling_options
 from colazip.codec import Codec, Gist
-from colazip.continuation import go_on
+from colazip.continuation import fill_in, go_on
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, Sampling
-from colazip.variations import choose_missing, infill, score, text_tokens, vary, write_in
+from colazip.variations import choose_missing, infill, reread, score, text_tokens, vary, write_in
 
 MISSING = (0.1, 0.3, 0.5)
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -75,6 +75,10 @@ class Sample:
         """Values of patches [P, K * C] -> of `count` tokens [T, C]."""
         return drawn.reshape(-1, self.codec.model.config.channels)[:count]
 
+    def lost(self, holes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Which tokens the patches of `holes`, bool [P] of each segment, take with them: bool [T] each."""
+        return [h.repeat(self.patch)[: len(t)] for h, t in zip(holes, self.tokens, strict=True)]
+
     def judge(self, tokens: Sequence[np.ndarray]) -> tuple[float, float]:
         """(token accuracy, mean cosine of original and reading)."""
         right = sum(int((a == b).sum()) for a, b in zip(tokens, self.tokens, strict=True))
@@ -86,33 +90,43 @@ class Sample:
         return right / max(1, sum(map(len, self.tokens))), cosine
 
 
-def denoising(sample: Sample, options: Sampling) -> Table:
-    """What gists leave open, read by the decoder's one pass against drawn by the prior."""
+def denoising(sample: Sample, frequency: np.ndarray, options: Sampling) -> Table:
+    """What gists leave open, read by the decoder's one pass against with the prior's help; last with every
+    other patch missing too. There the decoder takes the commonest token in the holes, and the coder is a
+    third. frequency: int64 [V], of the texts beside the sample.
+    """
     rows: Table = [("gist", "tokens right, decoder", "prior", "cosine, decoder", "prior")]
-    cells = sample.cells
-    for detail, gists in enumerate(sample.gists):
-        read = sample.judge(sample.read(gists, detail))
-        boxes = [cells.boxes(tokens, detail) for tokens in gists]
-        drawn = sample.prior.denoise(
-            [sample.patches(centre) for centre, _ in boxes],
-            [sample.patches(reach) for _, reach in boxes],
-            options,
-        )
-        nearest = [
-            cells.nearest(sample.values(values, len(tokens)), tokens, detail)
-            for values, tokens in zip(drawn, gists, strict=True)
-        ]
-        guessed = sample.judge(nearest)
-        rows.append(
-            (
-                f"detail {detail}",
-                f"{read[0]:.1%}",
-                f"{guessed[0]:.1%}",
-                f"{read[1]:.3f}",
-                f"{guessed[1]:.3f}",
-            )
-        )
+
+    def add(name: str, direct: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> None:
+        read, changed = sample.judge(direct), sample.judge(other)
+        shares = f"{read[0]:.1%}", f"{changed[0]:.1%}", f"{read[1]:.3f}", f"{changed[1]:.3f}"
+        rows.append((name, *shares))
         note(f"denoise: {' '.join(rows[-1])}")
+
+    codec = sample.codec
+    for detail, gists in enumerate(sample.gists):
+        pieces = [Gist(tokens, detail) for tokens in gists]
+        add(f"detail {detail}", sample.read(gists, detail), reread(codec, pieces, options=options))
+    least = sample.cells.details - 1
+    pieces = [Gist(tokens, least) for tokens in sample.gists[least]]
+    holes = [np.arange(len(v)) % 2 == 1 for v in sample.latents]
+    commonest = sample.cells.named(np.asarray(frequency.argmax()), least)
+    written = [
+        fill_in(codec.model, t, m, detail=least, temperature=options.temperature, seed=options.seed + i)
+        for i, (t, m) in enumerate(zip(sample.gists[least], sample.lost(holes), strict=True))
+    ]
+    direct = sample.read(
+        [np.where(m, commonest, t) for t, m in zip(sample.gists[least], sample.lost(holes), strict=True)],
+        least,
+    )
+    name = f"detail {least}, every other patch missing"
+    add(name, direct, reread(codec, pieces, holes, options))
+    named = sample.read([sample.cells.named(t, least) for t in written], least)
+    add(
+        f"{name}; coder for prior",
+        direct,
+        [np.where(m, w, r) for m, w, r in zip(sample.lost(holes), written, named, strict=True)],
+    )
     return rows
 
 
@@ -129,7 +143,7 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
     np.add.at(standing, cells.named(np.arange(len(frequency)), least), frequency)
     for share in MISSING:
         holes = [choose_missing(len(v), share, i) for i, v in enumerate(sample.latents)]
-        lost = [h.repeat(sample.patch)[: len(t)] for h, t in zip(holes, sample.tokens, strict=True)]
+        lost = sample.lost(holes)
         total = max(1, sum(int(m.sum()) for m in lost))
 
         def accuracy(tokens: Sequence[np.ndarray], lost: list[np.ndarray] = lost, total: int = total) -> str:
@@ -214,8 +228,8 @@ def continuing(
     decode = sample.codec.model.tokenizer.decode
     shown = []
     for name in ("coder", "prior"):
-        for i, tokens in list(zip(used, texts[f"continued by the {name}"], strict=True))[:3]:
-            both = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], tokens))
+        for i, more in list(zip(used, texts[f"continued by the {name}"], strict=True))[:3]:
+            both = (decode(t.tolist()).decode("utf-8", "replace") for t in (sample.tokens[i][:half], more))
             shown.append(f"{name}: " + " [...] ".join(" ".join(p.split()) for p in both))
     return rows, shown
 
@@ -289,7 +303,7 @@ def measure(
     judged = sample.codec.model.tokenizer.encode(list(judge_texts))
     frequency = np.bincount(np.concatenate([*judged, np.zeros(0, np.int64)]), minlength=vocabulary)
     if "denoise" in parts:
-        tables["denoise"] = denoising(sample, options)
+        tables["denoise"] = denoising(sample, frequency, options)
     if "fill" in parts:
         tables["fill"] = filling(sample, options, frequency)
     if "continue" in parts:

@@ -42,6 +42,25 @@ class TokenCells(TokenNames):
             result[at] = rarer[(gap * gap).sum(1).argmin()]
         return result
 
+    def known(self, tokens: np.ndarray, detail: int) -> np.ndarray:
+        """What a gist's tokens say, as a prior over entries takes it: the token if it is named, else the
+        number of its set (`sets`) behind those of the tokens. int64 [...] -> int64 [...]."""
+        classes, (count, _) = self.class_of[tokens].astype(np.int64), self.token_of.shape
+        of_class = len(self.class_of) + 1 + detail * count + classes
+        return np.where(self.is_open(tokens, detail), of_class, tokens)
+
+    def sets(self) -> np.ndarray:
+        """Which tokens each set holds, bool [1 + details * classes, V]: all of them, then what a gist of each
+        detail leaves open in each class."""
+        count, slots = self.token_of.shape
+        rarer = np.arange(slots) >= self.limits[..., None]  # [details, classes, slots]
+        held = np.zeros((1 + self.details * count, len(self.class_of)), bool)
+        held[0] = True
+        for detail in range(self.details):
+            mine = held[1 + detail * count :][:count]
+            np.put_along_axis(mine, self.token_of, rarer[detail], 1)
+        return held
+
     def anywhere(self, latents: np.ndarray) -> np.ndarray:
         """The token of the whole vocabulary whose latent is nearest: float32 [T, C] -> int64 [T]."""
         squares = (self.places * self.places).sum(1)

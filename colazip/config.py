@@ -39,6 +39,7 @@ class ModelConfig:
     ngram_width: int = 32
     prior: StackConfig = field(default_factory=lambda: StackConfig(192, 4, 4))
     prior_block: int = 16  # patches of a block of the DiT prior
+    prior_features: int = 0  # of a token in a prior that knows the tokens; 0 is one over values alone
     vector: int = 240  # width of search vectors
     code_bytes: int = 24  # bytes of a search code
     word_rows: int = 12288  # search rows that words of several tokens share by their hash
@@ -62,6 +63,10 @@ class ModelConfig:
 _LIMIT = 1 << 20  # no field of a sane model is larger; bounds what a hostile config can allocate
 
 
+def _least(name: str) -> int:
+    return 0 if name == "prior_features" else 1
+
+
 def _build(cls: type, values: Any) -> Any:
     if not isinstance(values, dict):
         raise TypeError(f"expected an object, found {type(values).__name__}")
@@ -76,7 +81,7 @@ def _build(cls: type, values: Any) -> Any:
             made[name] = value
         elif known[name].type == "StackConfig":  # annotations are strings here
             made[name] = _build(StackConfig, value)
-        elif isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LIMIT:
+        elif isinstance(value, int) and not isinstance(value, bool) and _least(name) <= value <= _LIMIT:
             made[name] = value
         else:
             raise TypeError(f"{name} must be a positive integer below {_LIMIT}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from colazip.cells import TokenCells
     from colazip.nn.dit import DiT
+    from colazip.nn.entries import EntryDiT
     from colazip.nn.portable import PortableNetworks
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
@@ -90,13 +91,22 @@ class Model:
         return vae
 
     @cached_property
-    def prior(self) -> DiT:
+    def prior(self) -> DiT | EntryDiT:
         """Raises ModelError if the tensors do not fit the configuration."""
-        from colazip.nn.dit import DiT
+        import torch
 
-        prior = DiT.for_text(self.config)
+        from colazip.nn.dit import DiT
+        from colazip.nn.entries import EntryDiT
+
+        state = _import_prior(self.tensors)
+        prior: DiT | EntryDiT
+        if self.config.prior_features:
+            prior = EntryDiT.for_text(self.config, torch.from_numpy(self.cells.places))
+        else:
+            prior = DiT.for_text(self.config)
+            state = prior.completed(state)
         try:
-            prior.load_state_dict(prior.completed(_import_prior(self.tensors)))
+            prior.load_state_dict(state)
         except (RuntimeError, KeyError) as e:
             raise ModelError("weights.safetensors: the prior's weights do not fit config.json") from e
         return prior.eval().requires_grad_(False)
@@ -197,7 +207,7 @@ def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) 
     root.eval()
 
 
-def _export_prior(prior: DiT) -> dict[str, torch.Tensor]:
+def _export_prior(prior: DiT | EntryDiT) -> dict[str, torch.Tensor]:
     """Matrices in int8 with a scale a row, as everything else is; the prior computes with the floats they
     stand for."""
     import torch
@@ -240,7 +250,7 @@ def model_id(
     outside."""
     digest = hashlib.sha256(f"colazip {STREAM_VERSION}\n".encode())
     shape = json.loads(config.to_json())
-    for field in ("name", "prior", "prior_block"):
+    for field in ("name", "prior", "prior_block", "prior_features"):
         shape.pop(field)
     digest.update(json.dumps(shape, sort_keys=True).encode())
     for token in tokenizer.table:
@@ -260,7 +270,7 @@ def from_networks(
     tokenizer: Tokenizer,
     vae: TextVAE,
     search: SearchRows,
-    prior: DiT,
+    prior: DiT | EntryDiT,
     dictionary: bytes | None = None,
 ) -> Model:
     """The model that these networks are once they are shipped, quantized."""
@@ -277,7 +287,7 @@ def save_pretrained(
     tokenizer: Tokenizer,
     vae: TextVAE,
     search: SearchRows,
-    prior: DiT,
+    prior: DiT | EntryDiT,
     card: str,
     figures: dict[str, Any],
     dictionary: bytes | None = None,

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from colazip.errors import UsageError
 from colazip.nn.dit import DiT, History, knowledge
+from colazip.nn.entries import EntryDiT
 from colazip.sampling import Sampling
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
 Vectors = np.ndarray  # float32 [P, C]
+_CODEBOOK_BATCH = 4
 _LAST_TIME = 0.98  # behind it the noise is far below the grain of any data worth a score
 
 
@@ -36,7 +38,7 @@ class Prior:
     Methods raise UsageError on sequences that are not [P, C] for the network's C.
     """
 
-    def __init__(self, network: DiT, *, grid: int | None = None, batch_size: int = 64) -> None:
+    def __init__(self, network: DiT | EntryDiT, *, grid: int | None = None, batch_size: int = 64) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")
         self.network, self.grid, self.batch_size = network.eval(), grid, batch_size
@@ -45,7 +47,10 @@ class Prior:
     def from_codec(cls, codec: Codec) -> Prior:
         """The prior of a model, over latents of patches of tokens (`colazip.variations`). Raises
         ModelError."""
-        return cls(codec.model.prior.to(codec.device), batch_size=codec.batch_size)
+        network = codec.model.prior.to(codec.device)
+        # Beliefs over a codebook take some thousand floats a part.
+        at_once = min(codec.batch_size, _CODEBOOK_BATCH) if network.whole else codec.batch_size
+        return cls(network, batch_size=at_once)
 
     def denoise(
         self,
@@ -67,14 +72,10 @@ class Prior:
     ) -> list[Vectors]:
         """Sequences with the missing vectors (bool [P] each) drawn anew; the others come back as they are.
 
-        Within a block the network sees what is known on both sides; of other blocks, those before.
+        Within a block the network sees what is known on both sides; of other blocks, those before. A network
+        over entries of a codebook takes the whole sequence as one block.
         """
-        reaches = []
-        for s, m in zip(sequences, missing, strict=True):
-            if m.shape != s.shape[:1]:
-                raise UsageError(f"a mask of shape {m.shape} for {len(s)} vectors: must be ({len(s)},)")
-            reaches.append(np.broadcast_to(np.where(m[:, None], np.inf, 0.0), s.shape))
-        return self._sample(sequences, reaches, options or Sampling())
+        return self._sample(sequences, self._reaches(sequences, missing), options or Sampling())
 
     def generate(
         self, beginnings: Sequence[Vectors], count: int, options: Sampling | None = None
@@ -84,7 +85,9 @@ class Prior:
             raise UsageError(f"{count} vectors: at least 1 can be generated")
         longer = [np.pad(b, ((0, count), (0, 0))) for b in beginnings]
         missing = [np.arange(len(s)) >= len(s) - count for s in longer]
-        return [s[len(s) - count :] for s in self.infill(longer, missing, options)]
+        reaches = self._reaches(longer, missing)
+        drawn = self._sample(longer, reaches, options or Sampling(), blockwise=True)
+        return [s[len(s) - count :] for s in drawn]
 
     def variants(
         self, sequences: Sequence[Vectors], strength: float, options: Sampling | None = None
@@ -112,6 +115,8 @@ class Prior:
         if draws < 1:
             raise UsageError(f"draws {draws}: must be at least 1")
         self._check(sequences)
+        if isinstance(self.network, EntryDiT):
+            return self._told_by_the_rest(self.network, sequences, draws)
         result = np.zeros(len(sequences))
         times = _LAST_TIME * (np.arange(draws) + 0.5) / draws
         for rows, data, valid in self._batches(sequences):
@@ -126,7 +131,50 @@ class Prior:
             result[rows] = -(total * (_LAST_TIME / draws)).cpu().numpy() / np.log(2.0)
         return result
 
+    @torch.inference_mode()
+    def chances(self, known: Sequence[np.ndarray], members: np.ndarray) -> Iterator[np.ndarray]:
+        """What a prior over entries of a codebook says of each sequence: log2 of the probability of each
+        entry, float32 [n, V], for all n parts that are not named.
+
+        known: int64 [P, K], see `EntryDiT`; members: bool [S, V], the entries that each set holds. Raises
+        UsageError if the prior is one over values.
+        """
+        network = self.network
+        if not isinstance(network, EntryDiT):
+            raise UsageError("this prior is over values and knows no entries")
+        device = network.deviation.device
+        sets = torch.from_numpy(members).to(device)
+        for one in known:
+            logs = network.chances(torch.from_numpy(np.asarray(one, np.int64)).to(device)[None], sets)
+            yield (logs / np.log(2.0)).cpu().numpy()
+
+    @staticmethod
+    def _told_by_the_rest(network: EntryDiT, sequences: Sequence[Vectors], passes: int) -> np.ndarray:
+        device, everything = network.deviation.device, len(network.table)
+        sets = torch.ones(1, everything, dtype=torch.bool, device=device)
+        result = np.zeros(len(sequences))
+        for i, sequence in enumerate(sequences):
+            vectors = torch.from_numpy(np.asarray(sequence, np.float32)).to(device) / network.deviation
+            entries, total = network.nearest(vectors), 0.0
+            step = min(passes, len(entries))
+            for first in range(step):
+                known = entries.clone()
+                known[first::step] = everything
+                logs = network.chances(known[None], sets)
+                total += float(logs.gather(1, entries[first::step].reshape(-1, 1)).sum())
+            result[i] = total / max(1, vectors.numel()) / np.log(2.0)
+        return result
+
     # -- sampling
+
+    @staticmethod
+    def _reaches(sequences: Sequence[Vectors], missing: Sequence[np.ndarray]) -> list[np.ndarray]:
+        reaches = []
+        for s, m in zip(sequences, missing, strict=True):
+            if m.shape != s.shape[:1]:
+                raise UsageError(f"a mask of shape {m.shape} for {len(s)} vectors: must be ({len(s)},)")
+            reaches.append(np.broadcast_to(np.where(m[:, None], np.inf, 0.0), s.shape))
+        return reaches
 
     @torch.inference_mode()
     def _sample(
@@ -136,6 +184,7 @@ class Prior:
         options: Sampling,
         *,
         start: float = 0.0,
+        blockwise: bool = False,
     ) -> list[Vectors]:
         self._check(sequences)
         for s, r in zip(sequences, reaches, strict=True):
@@ -146,7 +195,10 @@ class Prior:
         for rows, data, valid in self._batches(sequences):
             reach = self._padded([np.asarray(reaches[i], np.float32) for i in rows], data.shape) / deviation
             noise = self._noise([(options.seed, i) for i in rows], data)
-            drawn = (self._blocks(data, reach, valid, noise, options, start) * deviation).cpu().numpy()
+            whole = self.network.whole and not blockwise
+            size = max(1, data.shape[1]) if whole else self.network.block
+            done = self._blocks(data, reach, valid, noise, options, start, size)
+            drawn = (done * deviation).cpu().numpy()
             for i, values in zip(rows, drawn, strict=True):
                 values = values[: len(sequences[i])]
                 # Scaling by the deviation and back is inexact: whole numbers and known values are put right.
@@ -155,16 +207,24 @@ class Prior:
         return result
 
     def _blocks(
-        self, data: Tensor, reach: Tensor, valid: Tensor, noise: Tensor, options: Sampling, start: float
+        self,
+        data: Tensor,
+        reach: Tensor,
+        valid: Tensor,
+        noise: Tensor,
+        options: Sampling,
+        start: float,
+        size: int,
     ) -> Tensor:
-        """One batch, block after block: all [B, P, C] in units of the deviation but valid bool [B, P]."""
+        """One batch, block of `size` after block: all [B, P, C] in units of the deviation but valid bool
+        [B, P]."""
         network = self.network
         limit = torch.inf if self.grid is None else (self.grid + 0.5) / network.deviation
         low, high = (data - reach).clamp_min(-limit), (data + reach).clamp_max(limit)
         past = History(network.layers)
         done = []
-        for lo in range(0, data.shape[1], network.block):
-            at = slice(lo, lo + network.block)
+        for lo in range(0, data.shape[1], size):
+            at = slice(lo, lo + size)
             if not (reach[:, at] > 0).any():  # nothing to draw
                 drawn = data[:, at]
             else:
@@ -175,7 +235,7 @@ class Prior:
                 drawn = integrate(foresee, x, start=start, steps=options.steps, solver=options.solver)
                 if self.grid is not None:
                     drawn = self._round(drawn, low[:, at], high[:, at])
-            if lo + network.block < data.shape[1]:
+            if lo + size < data.shape[1]:
                 network.finish(drawn, past)
             done.append(drawn)
         return torch.cat(done, 1) if done else data
@@ -223,7 +283,7 @@ class Prior:
 class _Foresight:
     """The clean block that the network foresees from a noisy one, held inside the known cells."""
 
-    network: DiT
+    network: DiT | EntryDiT
     past: History
     known: Tensor
     valid: Tensor | None

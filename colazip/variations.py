@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from colazip.codec import Gist
 from colazip.continuation import fill_in, go_on
 from colazip.errors import UsageError
 from colazip.layers import Block
+from colazip.nn.entries import NOWHERE
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
+_HEED = 1.0  # how much the prior's word counts beside the decoder's; 0 is the decoder alone
+_ROUNDS = 4  # in which missing tokens are named
 _TRIED = 128  # patches of a text that tell how much noise changes its tokens
 
 Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
@@ -31,34 +35,104 @@ def denoise(
     detail: read the gist as if it had been written with this one; None takes it as it is. Raises UsageError
     if it was written with less, or there is none such.
     """
-    prior, cells = Prior.from_codec(codec), codec.model.cells
+    cells = codec.model.cells
     if detail is not None and not 0 <= detail < cells.details:
         raise UsageError(f"detail {detail}: gists of this model have 0 to {cells.details - 1}")
     result = []
     for block in blocks:
-        gists = codec.gists(block)
-        known = []
-        for gist in gists.values():
+        pieces, lengths = [], {}
+        for slot, gist in codec.gists(block).items():
             if detail is not None and detail < gist.detail:
                 raise UsageError(f"detail {detail}: this gist was written with detail {gist.detail}")
             chosen = gist.detail if detail is None else detail
-            known.append((cells.named(gist.tokens, chosen), chosen))
-        pieces = [(piece, chosen) for tokens, chosen in known for piece in _segments(codec, tokens)]
-        boxes = [cells.boxes(piece, chosen) for piece, chosen in pieces]
-        drawn = prior.denoise(
-            [_patches(codec, centre) for centre, _ in boxes],
-            [_patches(codec, reach) for _, reach in boxes],
-            options,
-        )
-        read = iter(
-            cells.nearest(_tokens(codec, d, len(piece)), piece, chosen)
-            for d, (piece, chosen) in zip(drawn, pieces, strict=True)
-        )
+            mine = [Gist(t, chosen) for t in _segments(codec, cells.named(gist.tokens, chosen))]
+            pieces += mine
+            lengths[slot] = len(mine)
+        read = iter(reread(codec, pieces, options=options))
         texts = dict.fromkeys(range(block.count), "")
         texts |= codec.plain_texts(block)
-        for slot, (tokens, _) in zip(gists, known, strict=True):
-            texts[slot] = _text(codec, [next(read) for _ in _segments(codec, tokens)])
+        for slot, count in lengths.items():
+            texts[slot] = _text(codec, [next(read) for _ in range(count)])
         result.append([texts[slot] for slot in range(block.count)])
+    return result
+
+
+def reread(
+    codec: Codec,
+    pieces: Sequence[Gist],
+    holes: Sequence[np.ndarray] | None = None,
+    options: Sampling | None = None,
+) -> list[np.ndarray]:
+    """Tokens int64 [T] of gists of a segment at most, what they leave open found with the prior's help.
+
+    A prior that knows the tokens speaks beside the decoder, and the token stays that a mixture of both holds
+    for likeliest. One over values alone draws, and the nearest token in the cell stays. holes: bool [P] each,
+    patches of which nothing is known.
+    """
+    if not codec.model.config.prior_features:
+        return _drawn(codec, pieces, holes, options or Sampling())
+    prior, cells, patch = Prior.from_codec(codec), codec.model.cells, codec.model.config.patch
+    sets = cells.sets()
+    known = [cells.known(p.tokens, p.detail) for p in pieces]
+    tokens = [np.array(p.tokens, np.int64) for p in pieces]
+    if holes is not None:
+        for told, read, hole in zip(known, tokens, holes, strict=True):
+            missing = np.repeat(hole, patch)[: len(told)]
+            told[missing] = len(cells.class_of)
+            _name_surest_first(prior, told, sets, patch)
+            read[missing] = told[missing]
+    filled = [Gist(cells.named(t, p.detail), p.detail) for t, p in zip(tokens, pieces, strict=True)]
+    said = prior.chances([_parts(told, patch) for told in known], sets)
+    for read, told, gist, own, other in zip(
+        tokens, known, filled, codec.rare_chances(filled), said, strict=True
+    ):
+        open_ = told >= len(cells.class_of)
+        # Of the tokens that were missing, the decoder says again only what it is not asked here.
+        own = own[open_[cells.is_open(gist.tokens, gist.detail)]]
+        choices = cells.token_of[cells.class_of[read[open_]]]  # [n, slots]
+        both = np.exp2(own) + _HEED * np.exp2(np.take_along_axis(other, choices, 1))
+        read[open_] = np.take_along_axis(choices, both.argmax(1)[:, None], 1)[:, 0]
+    return tokens
+
+
+def _name_surest_first(prior: Prior, known: np.ndarray, sets: np.ndarray, patch: int) -> None:
+    """Put tokens in place of all that is missing in `known`, int64 [T]: in a few rounds, each of which names
+    those that the prior is surest of, so that the others can heed them."""
+    everything = sets.shape[1]
+    for left in range(_ROUNDS, 0, -1):
+        missing = np.flatnonzero(known == everything)
+        if not len(missing):
+            return
+        (logs,) = prior.chances([_parts(known, patch)], sets)
+        logs = logs[known[known >= everything] == everything]
+        chosen = np.argsort(-logs.max(1), kind="stable")[: -(-len(missing) // left)]
+        known[missing[chosen]] = logs[chosen].argmax(1)
+
+
+def _parts(known: np.ndarray, patch: int) -> np.ndarray:
+    """What is known of tokens [T] -> of their patches [P, K]."""
+    return np.pad(known, (0, -len(known) % patch), constant_values=NOWHERE).reshape(-1, patch)
+
+
+def _drawn(
+    codec: Codec, pieces: Sequence[Gist], holes: Sequence[np.ndarray] | None, options: Sampling
+) -> list[np.ndarray]:
+    """What `reread` does with a prior over values alone."""
+    cells = codec.model.cells
+    boxes = [cells.boxes(p.tokens, p.detail) for p in pieces]
+    centres = [_patches(codec, centre) for centre, _ in boxes]
+    reaches = [_patches(codec, reach) for _, reach in boxes]
+    if holes is not None:
+        reaches = [np.where(h[:, None], np.inf, r) for r, h in zip(reaches, holes, strict=True)]
+    drawn = Prior.from_codec(codec).denoise(centres, reaches, options)
+    result = []
+    for at, (values, piece) in enumerate(zip(drawn, pieces, strict=True)):
+        near = _tokens(codec, values, len(piece.tokens))
+        read = cells.nearest(near, piece.tokens, piece.detail)
+        if holes is not None:
+            missing = np.repeat(holes[at], codec.model.config.patch)[: len(read)]
+            read[missing] = cells.anywhere(near[missing])
+        result.append(read)
     return result
 
 

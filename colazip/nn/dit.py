@@ -76,21 +76,84 @@ class _Block(nn.Module):
         h = functional.layer_norm(x, (width,)) * (1 + scale2) + shift2
         return x + gate2 * self.down(functional.gelu(self.up(h)))
 
+    def start_open(self) -> None:
+        """Begin as the identity by weights of zero, the gates open: learns faster than by closed gates."""
+        width = self.out.out_features
+        with torch.no_grad():
+            self.out.weight.zero_()
+            self.down.weight.zero_()
+            self.offset.view(6, width)[[2, 5]] = 1.0
 
-class DiT(nn.Module):
+
+class DiTStack(nn.Module):
+    """What diffusion transformers share: blocks of attention, conditioning on time, positions, the mask."""
+
+    deviation: Tensor  # of each channel over the training data: the network sees unit variance
+
+    def __init__(self, stack: StackConfig, block: int, time_width: int) -> None:
+        super().__init__()
+        width, self.block, self.layers = stack.width, block, stack.layers
+        self.head_width = width // stack.heads
+        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, time_width), nn.SiLU())
+        self.modulate = nn.Linear(time_width, 6 * width)
+        self.blocks = nn.ModuleList(_Block(width, stack.heads) for _ in range(stack.layers))
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def modulation(self, t: Tensor) -> Tensor:
+        """t [...] in 0..1 -> [..., 6 D]."""
+        rate = torch.exp(
+            torch.arange(_TIME_FEATURES // 2, device=t.device) * (-math.log(10000.0) / (_TIME_FEATURES // 2))
+        )
+        angle = t[..., None] * 1000.0 * rate
+        modulation: Tensor = self.modulate(self.time(torch.cat([angle.cos(), angle.sin()], -1)))
+        return modulation
+
+    def rotation(self, start: int, length: int, device: torch.device) -> Tensor:
+        half = self.head_width // 2
+        rate = 10000.0 ** (-torch.arange(half, device=device) / half)
+        angle = torch.arange(start, start + length, device=device)[:, None] * rate
+        return torch.stack([angle.cos(), angle.sin()], -1)
+
+    def training_mask(self, valid: Tensor, history: Tensor) -> Tensor:
+        """Which of the clean and the noisy vectors see which: bool [B, 2 P queries, 2 P keys].
+
+        valid bool [B, P]; history bool [B], False hides the finished blocks.
+        """
+        length = valid.shape[1]
+        block = torch.arange(length, device=valid.device) // self.block
+        same, before = block[:, None] == block[None], block[:, None] > block[None]
+        past = (before[None] & history[:, None, None]).expand(len(valid), -1, -1)
+        own = same[None].expand(len(valid), -1, -1)
+        mask = torch.cat([torch.cat([past | own, torch.zeros_like(own)], 2), torch.cat([past, own], 2)], 1)
+        mask = mask & valid.repeat(1, 2)[:, None, :]
+        return mask | torch.eye(2 * length, dtype=torch.bool, device=valid.device)
+
+    def run(self, x: Tensor, t: float, past: History, valid: Tensor | None, *, keep: bool) -> Tensor:
+        """One block [B, n, D] at time t through the stack, after the finished blocks in `past`, which it is
+        to join or not."""
+        modulation = self.modulation(torch.full(x.shape[:2], t, device=x.device))
+        rotation = self.rotation(past.length, x.shape[1], x.device)
+        mask = None
+        if valid is not None:
+            mask = functional.pad(valid, (past.length, 0), value=True)[:, None, None]
+        for i, layer in enumerate(self.blocks):
+            x = layer(x, modulation, rotation, mask, past, i, keep)
+        return x
+
+
+class DiT(DiTStack):
     """Velocity of noisy vectors given the finished blocks before them, and what is known of the vectors.
 
     channels: of a vector; block: vectors of a block. Nothing in here knows what the vectors stand for.
     """
 
-    deviation: Tensor
     knots: Tensor
+    whole = False  # hears what is known within the block and before it
 
     def __init__(self, channels: int, stack: StackConfig, block: int) -> None:
-        super().__init__()
-        width, self.block = stack.width, block
-        self.channels, self.layers = channels, stack.layers
-        self.head_width = width // stack.heads
+        super().__init__(stack, block, stack.width)
+        width, self.channels = stack.width, channels
         self.enter = nn.Linear(channels, width)
         # What a sum of the values can't say: hinges, as any function of one value is linear in them (a text's
         # latents are places of tokens, and neighbours need not be alike), and what is known of the values.
@@ -98,14 +161,10 @@ class DiT(nn.Module):
         self.bend = nn.Sequential(
             nn.Linear((_KNOTS + 2) * channels, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU())
-        self.modulate = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList(_Block(width, stack.heads) for _ in range(stack.layers))
         self.leave = nn.Linear(width, channels)
-        for layer in (self.bend[2], self.modulate, self.leave):
+        for layer in (self.bend[2], self.leave):
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        # Standard deviation of each channel over the training data: the network sees unit variance.
         self.register_buffer("deviation", torch.ones(channels))
 
     @classmethod
@@ -125,20 +184,6 @@ class DiT(nn.Module):
         y: Tensor = self.enter(x) + self.bend(torch.cat([hinges, known], -1))
         return y
 
-    def _modulation(self, t: Tensor) -> Tensor:
-        """t [...] in 0..1 -> [..., 6 D]."""
-        rate = torch.exp(
-            torch.arange(_TIME_FEATURES // 2, device=t.device) * (-math.log(10000.0) / (_TIME_FEATURES // 2))
-        )
-        angle = t[..., None] * 1000.0 * rate
-        return self.modulate(self.time(torch.cat([angle.cos(), angle.sin()], -1)))
-
-    def _rotation(self, start: int, length: int, device: torch.device) -> Tensor:
-        half = self.head_width // 2
-        rate = 10000.0 ** (-torch.arange(half, device=device) / half)
-        angle = torch.arange(start, start + length, device=device)[:, None] * rate
-        return torch.stack([angle.cos(), angle.sin()], -1)
-
     def forward(
         self,
         noisy: Tensor,
@@ -156,18 +201,9 @@ class DiT(nn.Module):
         """
         length = noisy.shape[1]
         x = torch.cat([self._enter(clean, None), self._enter(noisy, known)], 1)
-        modulation = self._modulation(torch.cat([torch.ones_like(t), t], 1))
-        rotation = self._rotation(0, length, x.device).repeat(2, 1, 1)
-        block = torch.arange(length, device=x.device) // self.block
-        same, before = block[:, None] == block[None], block[:, None] > block[None]
-        past = (before[None] & history[:, None, None]).expand(len(x), -1, -1)
-        own = same[None].expand(len(x), -1, -1)
-        mask = torch.cat(
-            [torch.cat([past | own, torch.zeros_like(own)], 2), torch.cat([past, own], 2)], 1
-        )  # [B, 2P queries, 2P keys]
-        mask = mask & valid.repeat(1, 2)[:, None, :] | torch.eye(
-            2 * length, dtype=torch.bool, device=x.device
-        )
+        modulation = self.modulation(torch.cat([torch.ones_like(t), t], 1))
+        rotation = self.rotation(0, length, x.device).repeat(2, 1, 1)
+        mask = self.training_mask(valid, history)
         for i, layer in enumerate(self.blocks):
             x = layer(x, modulation, rotation, mask[:, None], None, i, False)
         return self.leave(functional.layer_norm(x[:, length:], x.shape[-1:]))
@@ -179,23 +215,13 @@ class DiT(nn.Module):
 
         known [B, n, 2 C] of `knowledge`; valid bool [B, n], None if all of the block is there.
         """
-        x = self._run(self._enter(x, known), t, past, valid, keep=False)
+        x = self.run(self._enter(x, known), t, past, valid, keep=False)
         return self.leave(functional.layer_norm(x, (self.enter.out_features,)))
 
     def finish(self, x: Tensor, past: History, valid: Tensor | None = None) -> None:
         """Append a finished block [B, n, C] to `past`. Where some of it is not valid, the sequence ends."""
-        self._run(self._enter(x, None), 1.0, past, valid, keep=True)
+        self.run(self._enter(x, None), 1.0, past, valid, keep=True)
         past.length += x.shape[1]
-
-    def _run(self, x: Tensor, t: float, past: History, valid: Tensor | None, *, keep: bool) -> Tensor:
-        modulation = self._modulation(torch.full(x.shape[:2], t, device=x.device))
-        rotation = self._rotation(past.length, x.shape[1], x.device)
-        mask = None
-        if valid is not None:
-            mask = functional.pad(valid, (past.length, 0), value=True)[:, None, None]
-        for i, layer in enumerate(self.blocks):
-            x = layer(x, modulation, rotation, mask, past, i, keep)
-        return x
 
 
 def knowledge(centre: Tensor, reach: Tensor) -> Tensor:

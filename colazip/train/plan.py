@@ -20,6 +20,7 @@ from colazip.errors import UsageError
 from colazip.nn.cola import Layer
 from colazip.nn.cost import cost
 from colazip.nn.dit import DiT
+from colazip.nn.entries import EntryDiT
 from colazip.nn.vae import TextVAE
 from colazip.train.cola import ColaRecipe, StageSchedule
 from colazip.train.cola_losses import LOGIT_ROWS, Stage1, Stage2
@@ -233,12 +234,17 @@ def _compression_vae(recipe: Recipe) -> StagePlan:
 def _compression_prior(recipe: Recipe) -> StagePlan:
     config, schedule = recipe.model, recipe.prior
     with torch.device("meta"):
-        prior = DiT.for_text(config)
+        prior: DiT | EntryDiT = DiT.for_text(config)
+        if config.prior_features:
+            prior = EntryDiT.for_text(config, torch.zeros(config.vocabulary, config.channels))
+        entered = torch.zeros(1, config.segment, config.patch, config.prior_features + 1)
         latents = torch.zeros(1, config.segment, config.patch * config.channels)
         times = torch.zeros(1, config.segment)
         valid, history = torch.ones(1, config.segment, dtype=torch.bool), torch.ones(1, dtype=torch.bool)
 
     def forward() -> object:
+        if isinstance(prior, EntryDiT):
+            return prior.queries(entered, times) @ prior.table.T
         return prior(latents, times, latents, valid, history)
 
     with _Kept(prior) as kept:

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from colazip.cells import TokenCells
 from colazip.nn.dit import DiT, knowledge
-from colazip.nn.vae import TextVAE
+from colazip.nn.entries import EntryDiT
+from colazip.nn.vae import TextVAE, real_tokens
 from colazip.pretrained import token_cells
 from colazip.train.data import Batch, TokenStore, gather
 from colazip.train.distributed import Place
+from colazip.train.entries import Telling, entry_error
 from colazip.train.loop import Loop, Part, Schedule
+from colazip.train.optimize import to_tensors
 
 Cells = tuple[Tensor, Tensor]  # centre and reach, [B, P, C] both: a value lies within reach of its centre
 
@@ -36,10 +39,15 @@ class PriorSchedule(Schedule):
     uniform: float = 0.1
     unconditional: float = 0.1
     informed: float = 0.5
+    muon_lr: float = 3e-3  # of the matrices inside a network over entries
 
 
 def flow_loss(
-    prior: DiT, vectors: Tensor, valid: Tensor, schedule: PriorSchedule, cells: Sequence[Cells] = ()
+    prior: DiT | EntryDiT,
+    vectors: Tensor,
+    valid: Tensor,
+    schedule: PriorSchedule,
+    cells: Sequence[Cells] = (),
 ) -> Tensor:
     """Mean squared error of the velocity over what is there and not known already.
 
@@ -50,7 +58,11 @@ def flow_loss(
 
 
 def flow_error(
-    prior: DiT, vectors: Tensor, valid: Tensor, schedule: PriorSchedule, cells: Sequence[Cells] = ()
+    prior: DiT | EntryDiT,
+    vectors: Tensor,
+    valid: Tensor,
+    schedule: PriorSchedule,
+    cells: Sequence[Cells] = (),
 ) -> tuple[Tensor, Tensor]:
     """The sum that `flow_loss` is the mean of, and over how many values."""
     data = vectors / prior.deviation
@@ -112,7 +124,7 @@ def _latents(
 
 @torch.no_grad()
 def _evaluate(
-    prior: DiT, cells: TokenCells, held_out: list[Batch], schedule: PriorSchedule, patch: int
+    prior: DiT | EntryDiT, cells: TokenCells, held_out: list[Batch], schedule: PriorSchedule, patch: int
 ) -> dict[str, float]:
     torch.manual_seed(0)  # the same noise every time, so that figures compare
     latents = [_latents(cells, b, patch, prior.deviation.device) for b in held_out]
@@ -124,6 +136,44 @@ def _evaluate(
     return {name: float(np.mean(losses)) for name, losses in figures.items()}
 
 
+def _over_entries(vae: TextVAE, cells: TokenCells, train: TokenStore) -> EntryDiT:
+    """A network over the tokens, its features those of the VAE as far as they go and its frequencies those of
+    the training text."""
+    prior = EntryDiT.for_text(vae.config, torch.from_numpy(cells.places))
+    counts = np.bincount(np.asarray(train.tokens), minlength=vae.config.vocabulary) + 0.5
+    logs = torch.from_numpy(np.log(counts))
+    with torch.no_grad():
+        prior.common.copy_(logs - logs.mean())
+        embedded = (
+            vae.embed(torch.arange(vae.config.vocabulary, device=next(vae.parameters()).device)).float().cpu()
+        )
+        embedded = embedded - embedded.mean(0)
+        _, _, directions = torch.linalg.svd(embedded, full_matrices=False)
+        main = embedded @ directions[: prior.table.shape[1]].T
+        prior.table[:, : main.shape[1]].copy_(main / main.std().clamp_min(1e-6))
+    return prior
+
+
+def _optimizers(prior: DiT | EntryDiT, schedule: PriorSchedule) -> list[torch.optim.Optimizer]:
+    """AdamW; of a network over entries, Muon for the matrices inside its stack."""
+    inner = [p for p in prior.blocks.parameters() if p.ndim == 2] if prior.whole else []
+    chosen = {id(p) for p in inner}
+    outer = [p for p in prior.parameters() if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(outer, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)
+    ]
+    if inner:
+        optimizers.append(
+            torch.optim.Muon(
+                inner,
+                lr=schedule.muon_lr,
+                weight_decay=schedule.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
 def train_prior(
     vae: TextVAE,
     schedule: PriorSchedule,
@@ -133,20 +183,20 @@ def train_prior(
     folder: Path,
     place: Place,
     resume: bool,
-) -> tuple[DiT, dict[str, float]]:
+) -> tuple[DiT | EntryDiT, dict[str, float]]:
     """Train, or go on from `folder/checkpoint.pt`; returns the prior and its validation figures. All
     processes of `place` call it."""
     torch.manual_seed(schedule.seed)  # the same weights in every process
     config, cells = vae.config, token_cells(vae)
-    prior = DiT.for_text(config).to(place.device).train()
+    if config.prior_features:
+        prior: DiT | EntryDiT = _over_entries(vae, cells, train).to(place.device).train()
+    else:
+        prior = DiT.for_text(config).to(place.device).train()
     length = config.segment * config.patch
     segments = train.segments(length)
-    optimizer = torch.optim.AdamW(
-        prior.parameters(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
-    )
     loop = Loop(
         prior,
-        [optimizer],
+        _optimizers(prior, schedule),
         schedule,
         folder=folder,
         place=place,
@@ -158,23 +208,40 @@ def train_prior(
         latents, valid, _ = _latents(
             cells, gather(train, segments[order[:64]], config.patch), config.patch, place.device
         )
-        prior.deviation.copy_(latents[valid].std(0).clamp_min(1e-3))
+        spread = latents[valid].std(0).clamp_min(1e-3)
+        if isinstance(prior, EntryDiT):  # entries are alike wherever they stand
+            values = latents[valid].unflatten(-1, (config.patch, -1)).flatten(0, 1)
+            spread = values.std(0).clamp_min(1e-3).repeat(config.patch)
+        prior.deviation.copy_(spread)
     own = validation.segments(length)
     own = own[np.random.default_rng(0).permutation(len(own))[:128]]
     own = own[np.argsort(own[:, 1] - own[:, 0], kind="stable")]
-    held_out = [gather(validation, own[lo : lo + 16], config.patch) for lo in range(0, len(own), 16)]
+    each = 2 if prior.whole else 16  # beliefs over a codebook take some thousand floats a token
+    held_out = [gather(validation, own[lo : lo + each], config.patch) for lo in range(0, len(own), each)]
     stream = loop.stream(train, segments, patch=config.patch, patches=schedule.patches)
+
+    telling = None
+    if isinstance(prior, EntryDiT):
+        everything = np.arange(config.vocabulary)
+        said = np.stack([cells.known(cells.named(everything, d), d) for d in range(cells.details)])
+        sets = torch.from_numpy(cells.sets()).to(place.device)
+        telling = Telling(torch.from_numpy(said).to(place.device), sets)
 
     def part(index: int) -> Part:
         torch.manual_seed(schedule.part_seed(index))
         batch = next(stream)
+        if isinstance(prior, EntryDiT) and telling is not None:
+            tokens, counts = to_tensors(batch, place.device)
+            tokens = tokens.unflatten(1, (-1, config.patch))
+            error, count = entry_error(prior, tokens, real_tokens(counts, tokens), telling)
+            return {"loss": error, "count": count, "tokens": float(batch.counts.sum())}, batch
         latents, valid, known = _latents(cells, batch, config.patch, place.device)
         error, count = flow_error(prior, latents, valid, schedule, known)
         return {"loss": error, "count": count, "tokens": float(batch.counts.sum())}, batch
 
     def figures(sums: dict[str, float], seconds: float) -> dict[str, float]:
         return {
-            "flow_loss": sums["loss"] / max(sums["count"], 1.0),
+            "loss" if prior.whole else "flow_loss": sums["loss"] / max(sums["count"], 1.0),
             "tokens_a_second": sums["tokens"] / seconds,
         }
 

@@ -49,6 +49,7 @@ def tiny() -> Recipe:
         ngram_width=8,
         prior=StackConfig(32, 1, 2),
         prior_block=8,
+        prior_features=8,
         vector=16,
         code_bytes=4,
         word_rows=64,
@@ -78,7 +79,7 @@ def tiny() -> Recipe:
 def default() -> Recipe:
     """The model inside the package: 13 M coding parameters, about two and a half hours on two cores."""
     return Recipe(
-        ModelConfig("default"),
+        ModelConfig("default", prior_features=56),
         VAESchedule(12_000, lr=2.5e-3, muon_lr=2.5e-3, decay_from=0.3),
         PriorSchedule(900),
         RowSchedule(2000),

@@ -100,3 +100,17 @@ def test_cells_of_a_network_are_those_it_ships(tiny_vae: TextVAE, detail: int) -
     assert cells.details == 3 and cells.places.shape == (512, 2)
     centre, reach = cells.boxes(cells.named(tokens, detail), detail)
     assert (np.abs(cells.places - centre) <= reach + 1e-5).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sets_hold_what_a_gist_leaves_open(seed: int) -> None:
+    cells = random_cells(seed)
+    everything, sets = np.arange(len(cells.class_of)), cells.sets()
+    assert sets[0].all() and len(sets) == 1 + cells.details * len(cells.token_of)
+    for detail in range(cells.details):
+        gist = cells.named(everything, detail)
+        known = cells.known(gist, detail)
+        is_open = cells.is_open(gist, detail)
+        assert np.array_equal(known[~is_open], gist[~is_open])
+        assert sets[known[is_open] - len(everything), everything[is_open]].all()
+        assert (known[is_open] > len(everything)).all()

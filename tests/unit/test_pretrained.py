@@ -55,8 +55,9 @@ def test_damage_is_a_model_error(folder: Path, name: str, damage: str) -> None:
     path = folder / name
     whole = path.read_bytes()
     middle = len(whole) // 2
-    noise = bytes(b ^ 0xFF for b in whole[middle : middle + 8])
-    broken = {"empty": b"", "half": whole[:middle], "noise": whole[:middle] + noise + whole[middle + 8 :]}
+    late = len(whole) * 3 // 4  # behind the prior, which decides no bit and which nothing checks
+    noise = bytes(b ^ 0xFF for b in whole[late : late + 8])
+    broken = {"empty": b"", "half": whole[:middle], "noise": whole[:late] + noise + whole[late + 8 :]}
     path.write_bytes(broken[damage])
     with pytest.raises(ModelError):
         load(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from colazip.codec import Codec
+from colazip.codec import Codec, Gist
 from colazip.errors import UsageError
 from colazip.layers import Block
 from colazip.prior import Prior
@@ -19,6 +19,7 @@ from colazip.variations import (
     fill,
     proceed,
     regenerate,
+    reread,
     score,
     text_tokens,
 )
@@ -115,6 +116,24 @@ def test_a_gist_is_not_read_with_more_detail_than_it_has() -> None:
     for detail in (-1, 3):
         with pytest.raises(UsageError, match="0 to 2"):
             denoise(tiny_codec(), [block], detail=detail)
+
+
+def test_a_prior_that_is_not_heeded_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, block = tiny_codec(), block_of(*passages()[:4], LONG)
+    monkeypatch.setattr("colazip.variations._HEED", 0.0)
+    assert denoise(codec, [block]) == codec.read_gist([block])
+
+
+def test_what_stood_in_holes_does_not_matter() -> None:
+    codec, cells, patch = tiny_codec(), tiny_codec().model.cells, tiny_codec().model.config.patch
+    pieces = [Gist(cells.named(t, 1), 1) for t in text_tokens(codec, [p[:150] for p in passages()[:3]])]
+    holes = [np.arange(-(-len(p.tokens) // patch)) % 2 == 0 for p in pieces]
+    lost = [hole.repeat(patch)[: len(p.tokens)] for hole, p in zip(holes, pieces, strict=True)]
+    hidden = [Gist(np.where(m, 0, p.tokens), 1) for m, p in zip(lost, pieces, strict=True)]
+    read = reread(codec, pieces, holes)
+    for tokens, other, piece, m in zip(read, reread(codec, hidden, holes), pieces, lost, strict=True):
+        assert np.array_equal(tokens, other)
+        assert np.array_equal(cells.named(tokens, 1)[~m], piece.tokens[~m])
 
 
 @pytest.mark.parametrize("by", ["coder", "prior"])
