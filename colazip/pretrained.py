@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from colazip.cells import TokenCells
     from colazip.nn.dit import DiT
+    from colazip.nn.portable import ContextEncoder as PortableEncoder
     from colazip.nn.portable import PortableNetworks
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
@@ -80,6 +81,23 @@ class Model:
         """The search head's rows of tokens and words."""
         packed, scale = self.tensors["search.tokens.q"], self.tensors["search.tokens.scale"]
         return RowSums(packed, scale, self.tokenizer.table, self.config.word_rows)
+
+    @cached_property
+    def search_encoder(self) -> PortableEncoder | None:
+        """What adds context to the rows, in NumPy; None in a model without."""
+        from colazip.nn.portable import ContextEncoder, Weights
+
+        config = self.config.search_encoder
+        return config and ContextEncoder(config, Weights(self.tensors, "search.encoder."))
+
+    @cached_property
+    def quick_encoder(self) -> PortableEncoder | None:
+        """The same with torch's int8 products."""
+        from colazip.nn.portable import ContextEncoder, Weights
+        from colazip.nn.quick import int8_product
+
+        config = self.config.search_encoder
+        return config and ContextEncoder(config, Weights(self.tensors, "search.encoder.", int8_product))
 
     @cached_property
     def vae(self) -> TextVAE:
