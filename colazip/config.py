@@ -23,10 +23,10 @@ class StackConfig:
 class EncoderConfig:
     """Shape of the search encoder (`colazip.nn.context`)."""
 
-    width: int = 192
-    layers: int = 3
-    heads: int = 4
-    hidden: int = 384
+    width: int
+    layers: int
+    heads: int
+    hidden: int
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ _POSITIONS = 4096  # of a batch, padding included
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def summands(
-    rows: RowSums, network: Network, texts: Sequence[np.ndarray], patch: int
-) -> list[np.ndarray]:
+def summands(rows: RowSums, network: Network, texts: Sequence[np.ndarray], patch: int) -> list[np.ndarray]:
     """What each patch of a text adds to its sum: tokens int64 [T] each -> float64 [P, D] each.
 
-    All are multiples of 1 / 256, so that their sums are exact in any order; and no text's depend on the others.
+    All are multiples of 1 / 256, so that their sums are exact in any order; no text depends on another.
     """
     found = [rows.patches(tokens, patch) for tokens in texts]
     units: list[np.ndarray] = []

@@ -88,7 +88,7 @@ class Model:
         from colazip.nn.portable import ContextEncoder, Weights
 
         config = self.config.search_encoder
-        return config and ContextEncoder(config, Weights(self.tensors, "search.encoder."))
+        return None if config is None else ContextEncoder(config, Weights(self.tensors, "search.encoder."))
 
     @cached_property
     def quick_encoder(self) -> PortableEncoder | None:
@@ -97,7 +97,8 @@ class Model:
         from colazip.nn.quick import int8_product
 
         config = self.config.search_encoder
-        return config and ContextEncoder(config, Weights(self.tensors, "search.encoder.", int8_product))
+        weights = Weights(self.tensors, "search.encoder.", int8_product)
+        return None if config is None else ContextEncoder(config, weights)
 
     @cached_property
     def vae(self) -> TextVAE:
@@ -195,7 +196,8 @@ def _export_search(search: SearchRows) -> dict[str, torch.Tensor]:
 
     packed, scale = pack_rows(search.rows)
     tensors = {"search.tokens.q": packed, "search.tokens.scale": scale, "search.codebook": search.codebook}
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+    found = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+    return found if search.encoder is None else {**found, **_export(search.encoder, "search.encoder.")}
 
 
 def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from colazip.words import WordHash
+
+if TYPE_CHECKING:
+    from colazip.nn.context import ContextEncoder
 
 
 def unit(sums: np.ndarray) -> np.ndarray:
@@ -54,10 +58,11 @@ def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True)
 class SearchRows:
     """What search vectors are made of. rows: float32 [V + W, D], of tokens, then of words; codebook: float32
-    [M, 256, D / M], centroids of their codes."""
+    [M, 256, D / M], centroids of their codes; encoder: what adds context to the rows, if there is one."""
 
     rows: np.ndarray
     codebook: np.ndarray
+    encoder: ContextEncoder | None = None
 
 
 class RowSums:
@@ -89,7 +94,7 @@ class RowSums:
         return self._sums(tokens, np.arange(len(tokens)) // patch, count) / 256.0
 
     def units(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What an encoder reads: (float32 [U, D], the sum of each unit's rows; int64 [U], its first token)."""
+        """What an encoder reads: (sums of each unit's rows, float32 [U, D]; its first token, int64 [U])."""
         first = self._words.units(tokens)
         unit = np.searchsorted(first, np.arange(len(tokens)), side="right") - 1
         return (self._sums(tokens, unit, len(first)) / 256.0).astype(np.float32), first

@@ -5,6 +5,8 @@ Its result is exact (`colazip.nn.exact`), so that codes are the same on every ma
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +23,7 @@ class ContextEncoder(nn.Module):
     def __init__(self, vector: int, width: int, layers: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.enter = ExactLinear(vector, 3 * width, norm=True)
-        self.blocks = nn.ModuleList(
-            ExactBlock(width, heads, hidden, causal=False) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(ExactBlock(width, heads, hidden, causal=False) for _ in range(layers))
         self.leave = ExactLinear(width, vector, norm=True, zero=True)
 
     def forward(self, units: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
@@ -35,7 +35,8 @@ class ContextEncoder(nn.Module):
         edge = torch.zeros_like(own[:, :1])
         x = own + torch.cat([edge, before[:, :-1]], 1)
         x = x + torch.cat([after[:, 1:], edge], 1)
-        bias = self.blocks[0].training_bias(units.shape[1], valid) if fast else None
-        for block in self.blocks:
+        blocks = cast("list[ExactBlock]", list(self.blocks))
+        bias = blocks[0].training_bias(units.shape[1], valid) if fast else None
+        for block in blocks:
             x = block(x, bias, valid)
         return self.leave(x) * valid[..., None]

@@ -193,12 +193,10 @@ class Block:
         return self._finish(x, mixed.reshape(x.shape))
 
     def forward(self, x: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-        """All positions of one lane or of several: [..., P, D] -> [..., P, D]. valid: bool [..., P], keys that
-        exist; None is all."""
+        """All positions of one lane or of several: [..., P, D] -> [..., P, D]. valid: bool [..., P], keys
+        that exist; None is all."""
         lanes, flat = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        q, k, v = (
-            part.reshape(*lanes, self._heads, -1).swapaxes(-3, -2) for part in self._project(flat)
-        )
+        q, k, v = (part.reshape(*lanes, self._heads, -1).swapaxes(-3, -2) for part in self._project(flat))
         at = np.arange(lanes[-1])
         distance = np.abs(at[:, None] - at[None]).astype(_F)
         scores = (q @ k.swapaxes(-1, -2)) * self._temperature[..., None] - self._slopes[..., None] * distance
