@@ -22,6 +22,7 @@ import numpy as np
 
 from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
+from colazip.context import summands
 from colazip.decode import decode_exact, decode_gist, rare_chances, read_tokens
 from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
@@ -441,7 +442,13 @@ class Codec:
 
     def _pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
         """Search summands of the patches of every lane, float64 [P, D], of the tokens int64 [L, T]."""
-        return [self.model.rows.patches(table[i, :n], self._patch) for i, n in enumerate(lanes.count)]
+        texts = [table[i, :n] for i, n in enumerate(lanes.count)]
+        if self.model.config.search_encoder is None:
+            return [self.model.rows.patches(tokens, self._patch) for tokens in texts]
+        model = self.model
+        network = model.quick_encoder if "torch" in sys.modules else model.search_encoder
+        assert network is not None
+        return summands(model.rows, network, texts, self._patch)
 
     def plain_slots(self, block: Block) -> np.ndarray:
         """int64 [n]: the parts whose text is in PLAIN."""

@@ -20,6 +20,16 @@ class StackConfig:
 
 
 @dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of the search encoder (`colazip.nn.context`)."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape of a Text VAE, its prior and its search head. Every field decides tensor shapes or the stream."""
 
@@ -43,13 +53,16 @@ class ModelConfig:
     vector: int = 240  # width of search vectors
     code_bytes: int = 24  # bytes of a search code
     word_rows: int = 12288  # search rows that words of several tokens share by their hash
+    search_encoder: EncoderConfig | None = None  # None: search vectors are sums of rows
 
     @property
     def vocabulary(self) -> int:
         return self.classes * self.slots
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Without what the model does not have: a field that came later changes no older model's id."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -60,6 +73,7 @@ class ModelConfig:
             raise ModelError(f"config.json is not one of this release: {e}") from e
 
 
+_PARTS: dict[str, type] = {"StackConfig": StackConfig, "EncoderConfig | None": EncoderConfig}
 _LIMIT = 1 << 20  # no field of a sane model is larger; bounds what a hostile config can allocate
 
 
@@ -79,8 +93,8 @@ def _build(cls: type, values: Any) -> Any:
             if not isinstance(value, str) or len(value) > 200:
                 raise TypeError("name must be a short string")
             made[name] = value
-        elif known[name].type == "StackConfig":  # annotations are strings here
-            made[name] = _build(StackConfig, value)
+        elif part := _PARTS.get(str(known[name].type)):  # annotations are strings here
+            made[name] = _build(part, value)
         elif isinstance(value, int) and not isinstance(value, bool) and _least(name) <= value <= _LIMIT:
             made[name] = value
         else:

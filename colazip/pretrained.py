@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from colazip.cells import TokenCells
     from colazip.nn.dit import DiT
     from colazip.nn.entries import EntryDiT
+    from colazip.nn.portable import ContextEncoder as PortableEncoder
     from colazip.nn.portable import PortableNetworks
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
@@ -81,6 +82,24 @@ class Model:
         """The search head's rows of tokens and words."""
         packed, scale = self.tensors["search.tokens.q"], self.tensors["search.tokens.scale"]
         return RowSums(packed, scale, self.tokenizer.table, self.config.word_rows)
+
+    @cached_property
+    def search_encoder(self) -> PortableEncoder | None:
+        """What adds context to the rows, in NumPy; None in a model without."""
+        from colazip.nn.portable import ContextEncoder, Weights
+
+        config = self.config.search_encoder
+        return None if config is None else ContextEncoder(config, Weights(self.tensors, "search.encoder."))
+
+    @cached_property
+    def quick_encoder(self) -> PortableEncoder | None:
+        """The same with torch's int8 products."""
+        from colazip.nn.portable import ContextEncoder, Weights
+        from colazip.nn.quick import int8_product
+
+        config = self.config.search_encoder
+        weights = Weights(self.tensors, "search.encoder.", int8_product)
+        return None if config is None else ContextEncoder(config, weights)
 
     @cached_property
     def vae(self) -> TextVAE:
@@ -187,7 +206,8 @@ def _export_search(search: SearchRows) -> dict[str, torch.Tensor]:
 
     packed, scale = pack_rows(search.rows)
     tensors = {"search.tokens.q": packed, "search.tokens.scale": scale, "search.codebook": search.codebook}
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+    found = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+    return found if search.encoder is None else {**found, **_export(search.encoder, "search.encoder.")}
 
 
 def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from colazip.words import WordHash
+
+if TYPE_CHECKING:
+    from colazip.nn.context import ContextEncoder
 
 
 def unit(sums: np.ndarray) -> np.ndarray:
@@ -54,10 +58,11 @@ def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True)
 class SearchRows:
     """What search vectors are made of. rows: float32 [V + W, D], of tokens, then of words; codebook: float32
-    [M, 256, D / M], centroids of their codes."""
+    [M, 256, D / M], centroids of their codes; encoder: what adds context to the rows, if there is one."""
 
     rows: np.ndarray
     codebook: np.ndarray
+    encoder: ContextEncoder | None = None
 
 
 class RowSums:
@@ -85,11 +90,25 @@ class RowSums:
 
         All are multiples of 1 / 256 far below 2**53: their sums are exact in any order.
         """
+        count = -(-len(tokens) // patch)
+        return self._sums(tokens, np.arange(len(tokens)) // patch, count) / 256.0
+
+    def units(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What an encoder reads: (sums of each unit's rows, float32 [U, D]; its first token, int64 [U])."""
+        first = self._words.units(tokens)
+        unit = np.searchsorted(first, np.arange(len(tokens)), side="right") - 1
+        return (self._sums(tokens, unit, len(first)) / 256.0).astype(np.float32), first
+
+    def _sums(self, tokens: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+        """Sums of the rows of each of `count` groups, none of them empty, in 1 / 256: int64 [count, D].
+
+        group: of each token, ascending. A word counts where its first token is.
+        """
+        if not len(tokens):
+            return np.zeros((0, self._rows.shape[1]), np.int64)
         hashes, first, _ = self._words.words(tokens)
         rows = np.concatenate([tokens, self._tokens + hashes.astype(np.int64) % self._word_rows])
-        at = np.concatenate([np.arange(len(tokens)), first]) // patch
+        at = np.concatenate([group, group[first]])
         order = np.argsort(at, kind="stable")
-        starts = np.searchsorted(at[order], np.arange(-(-len(tokens) // patch)))
-        if not len(tokens):
-            return np.zeros((0, self._rows.shape[1]))
-        return np.add.reduceat(self._rows[rows[order]].astype(np.int32), starts, axis=0) / 256.0
+        starts = np.searchsorted(at[order], np.arange(count))
+        return np.add.reduceat(self._rows[rows[order]].astype(np.int32), starts, axis=0)

@@ -10,6 +10,7 @@ _BASE = 16777619  # of the polynomial, as in FNV
 _MASK = np.uint64(0xFFFFFFFF)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: Fibonacci hashing
 _LONGEST = 16  # tokens of a word that its hash reads
+_UNIT = 8  # tokens of a unit, at most: scripts without spaces make words of a whole sentence
 
 
 class WordHash:
@@ -30,12 +31,23 @@ class WordHash:
         )
         self._ends = np.array([_is_letter(t[-1:]) and not t.endswith(_MARKS) for t in token_bytes])
 
+    def joined(self, tokens: np.ndarray) -> np.ndarray:
+        """Whether a token goes on with the word of the one before: int64 [T] -> bool [T]."""
+        joined = np.zeros(len(tokens), bool)
+        joined[1:] = self._begins[tokens[1:]] & self._ends[tokens[:-1]]
+        return joined
+
+    def units(self, tokens: np.ndarray) -> np.ndarray:
+        """First tokens of what an encoder takes for one position, int64 [U]: words, long ones in pieces of
+        _UNIT tokens."""
+        first = np.flatnonzero(~self.joined(tokens))
+        inside = np.arange(len(tokens)) - np.repeat(first, np.diff(np.append(first, len(tokens))))
+        return np.flatnonzero(inside % _UNIT == 0)
+
     def words(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens int64 [T] -> of each word of several tokens (hash uint32 [N], first token [N], length
         [N])."""
-        joined = np.zeros(len(tokens), bool)
-        joined[1:] = self._begins[tokens[1:]] & self._ends[tokens[:-1]]
-        first = np.flatnonzero(~joined)
+        first = np.flatnonzero(~self.joined(tokens))
         length = np.diff(np.append(first, len(tokens)))
         first, length = first[length > 1], length[length > 1]
         value = self._value[tokens[first]]

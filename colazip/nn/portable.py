@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from colazip.config import ModelConfig, StackConfig
+from colazip.config import EncoderConfig, ModelConfig, StackConfig
 from colazip.names import TokenNames
 from colazip.nn.grid import (
     ATTENTION_TABLE,
@@ -158,7 +158,7 @@ class Cache:
 class Block:
     """Pre-norm attention and squared-ReLU MLP."""
 
-    def __init__(self, weights: Weights, config: StackConfig, *, causal: bool) -> None:
+    def __init__(self, weights: Weights, config: StackConfig | EncoderConfig, *, causal: bool) -> None:
         self._heads, self._causal = config.heads, causal
         self._qkv = Linear(weights.under("qkv"), norm=True)
         self._out = Linear(weights.under("out"))
@@ -192,19 +192,21 @@ class Block:
         mixed = (weights[:, :, None] @ values)[:, :, 0] / (total * _F(VALUE_STEPS))
         return self._finish(x, mixed.reshape(x.shape))
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """All positions of one lane: [P, D] -> [P, D]."""
-        q, k, v = (part.transpose(1, 0, 2) for part in self._project(x))
-        at = np.arange(len(x))
+    def forward(self, x: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        """All positions of one lane or of several: [..., P, D] -> [..., P, D]. valid: bool [..., P], keys
+        that exist; None is all."""
+        lanes, flat = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        q, k, v = (part.reshape(*lanes, self._heads, -1).swapaxes(-3, -2) for part in self._project(flat))
+        at = np.arange(lanes[-1])
         distance = np.abs(at[:, None] - at[None]).astype(_F)
-        scores = (q @ k.transpose(0, 2, 1)) * self._temperature[..., None] - self._slopes[
-            ..., None
-        ] * distance
+        scores = (q @ k.swapaxes(-1, -2)) * self._temperature[..., None] - self._slopes[..., None] * distance
         if self._causal:
             scores = np.where(at[None] > at[:, None], _F(-np.inf), scores)
+        if valid is not None:
+            scores = np.where(valid[..., None, None, :], scores, _F(-np.inf))
         weights, total = integer_softmax(scores)
         mixed = (weights @ v) / (total * _F(VALUE_STEPS))
-        return self._finish(x, mixed.transpose(1, 0, 2).reshape(x.shape))
+        return self._finish(flat, mixed.swapaxes(-3, -2).reshape(flat.shape)).reshape(x.shape)
 
 
 class Stack:
@@ -229,6 +231,28 @@ class Stack:
         for block in self._blocks:
             x = block.forward(x)
         return x
+
+
+class ContextEncoder:
+    """`colazip.nn.context.ContextEncoder` in NumPy."""
+
+    def __init__(self, config: EncoderConfig, weights: Weights) -> None:
+        self._enter = Linear(weights.under("enter"), norm=True)
+        self._blocks = [
+            Block(weights.under(f"blocks.{i}"), config, causal=False) for i in range(config.layers)
+        ]
+        self._leave = Linear(weights.under("leave"), norm=True)
+
+    def __call__(self, units: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        lanes, count = units.shape[:2]
+        entered = self._enter(units.reshape(lanes * count, -1)).reshape(lanes, count, 3, -1)
+        x = entered[:, :, 0].copy()
+        x[:, 1:] += entered[:, :-1, 1]
+        x[:, :-1] += entered[:, 1:, 2]
+        for block in self._blocks:
+            x = block.forward(x, valid)
+        left = self._leave(x.reshape(lanes * count, -1)).reshape(units.shape)
+        return left * valid[..., None].astype(_F)
 
 
 class Readout(TokenNames):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from colazip.config import ModelConfig, StackConfig
+from colazip.config import EncoderConfig, ModelConfig, StackConfig
 from colazip.memory import KINDS, TOKEN_BITS
 from colazip.nn.grid import MAX_K
 
@@ -28,12 +28,12 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
         found[f"{name}.q"] = shape, "int8"
         found[f"{name}.scale"] = (*shape[:-1], 1), "float32"
 
-    def stack(name: str, config: StackConfig) -> None:
+    def stack(name: str, config: StackConfig | EncoderConfig, hidden: int) -> None:
         if config.width % config.heads:
             raise ValueError(f"{name}: {config.heads} heads do not divide a width of {config.width}")
         if config.layers > 1024:
             raise ValueError(f"{name}: {config.layers} layers")
-        width, hidden = config.width, hidden_width(config.width)
+        width = config.width
         for i in range(config.layers):
             block = f"{name}.blocks.{i}"
             quantized(f"{block}.qkv", 3 * width, width)
@@ -53,7 +53,7 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
     for name, inner in (("coder", config.coder), ("decoder", config.decoder)):
         quantized(f"vae.{name}.details", config.details, inner.width)
         quantized(f"vae.{name}.enter", inner.width, patch * embedding)
-        stack(f"vae.{name}.stack", inner)
+        stack(f"vae.{name}.stack", inner, hidden_width(inner.width))
         quantized(f"vae.{name}.slots", patch * local, inner.width)
     quantized("vae.decoder.near", local, 3 * embedding)
     quantized("vae.decoder.up", hidden, local)
@@ -83,6 +83,10 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
     if config.vector % config.code_bytes:
         raise ValueError(f"codes of {config.code_bytes} bytes do not divide a vector of {config.vector}")
     found["search.codebook"] = (config.code_bytes, 256, config.vector // config.code_bytes), "float32"
+    if (encoder := config.search_encoder) is not None:
+        quantized("search.encoder.enter", 3 * encoder.width, config.vector)
+        stack("search.encoder", encoder, encoder.hidden)
+        quantized("search.encoder.leave", config.vector, encoder.width)
     return found
 
 

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colazip.config import ModelConfig, StackConfig
+from colazip.config import EncoderConfig, ModelConfig, StackConfig
 from colazip.errors import ModelError
 
 sizes = st.integers(1, 1 << 20)
 stacks = st.builds(StackConfig, sizes, sizes, sizes)
 plain_fields = [f.name for f in dataclasses.fields(ModelConfig) if isinstance(f.default, int)]
-stack_fields = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("name", *plain_fields)]
+stack_fields = [f.name for f in dataclasses.fields(ModelConfig) if f.type == "StackConfig"]
+encoders = st.none() | st.builds(EncoderConfig, sizes, sizes, sizes, sizes)
 
 
 @settings(max_examples=50, deadline=None)
@@ -26,6 +27,7 @@ stack_fields = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in
         name=st.text(max_size=200),
         **{name: sizes for name in plain_fields},
         **{name: stacks for name in stack_fields},
+        search_encoder=encoders,
     )
 )
 def test_round_trip(config: ModelConfig) -> None:
@@ -41,7 +43,9 @@ def test_vocabulary() -> None:
     assert ModelConfig("x", classes=16, slots=32).vocabulary == 512
 
 
-@pytest.mark.parametrize("field", [*plain_fields, *stack_fields, "name", "decoder.width", "coder.heads"])
+@pytest.mark.parametrize(
+    "field", [*plain_fields, *stack_fields, "search_encoder", "name", "decoder.width", "coder.heads"]
+)
 @pytest.mark.parametrize(
     "value",
     [None, True, 0, -1, 1.0, 1 << 21, 10**400, "", "7", [], [4], {}, {"width": 4}, {"width": {"width": 4}}],
@@ -56,6 +60,8 @@ def test_hostile_values(field: str, value: Any) -> None:
         body[outer] = value
     if field == "name" and isinstance(value, str):
         assert ModelConfig.from_json(json.dumps(body)).name == value
+    elif field == "prior_features" and value == 0:
+        assert ModelConfig.from_json(json.dumps(body)).prior_features == 0  # an older prior
     else:
         with pytest.raises(ModelError, match=r"config\.json"):
             ModelConfig.from_json(json.dumps(body))
