@@ -72,6 +72,7 @@ class Keeper:
         self.split, self.vectors, self.search_codes = codec.split, codec.vectors, codec.search_codes
         self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
         self.plain_slots, self.passages = codec.plain_slots, codec.passages
+        self.code_bytes, self.with_code_bytes = codec.code_bytes, codec.with_code_bytes
         self.blocks: list[Block] = []
         self.parts: list[Sequence[bytes]] = []
 

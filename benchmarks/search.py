@@ -51,6 +51,7 @@ COLOURS = {
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the embedded model.")
+@click.option("--code-bytes", type=int, help="Of a search code. Default: the model's own number.")
 @click.option("--only", type=click.Choice(["colazip"]), help="Leave the peer out.")
 @click.option(
     "--similarity", type=click.Path(path_type=Path), help="Parquet file of scored pairs of sentences."
@@ -61,6 +62,7 @@ COLOURS = {
 def search(
     folders: tuple[Path, ...],
     model: Path | None,
+    code_bytes: int | None,
     only: str | None,
     similarity: Path | None,
     latency: bool,
@@ -70,7 +72,7 @@ def search(
     """Print Markdown tables: quality by FOLDER, bytes, speed."""
     if not folders and not latency and not similarity:
         raise UsageError("nothing to measure: name a folder, --similarity or --latency")
-    codec = Codec.from_pretrained(model)
+    codec = Codec.from_pretrained(model, code_bytes=code_bytes)
     peer = None
     if only is None and (folders or similarity):
         from colazip.evaluate.embedder import Embedder

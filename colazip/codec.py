@@ -8,6 +8,7 @@ coded stream a layer.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import zlib
@@ -78,8 +79,11 @@ class Codec:
     faster one each time. detail: of the gists that are written, 0 the most; what a gist leaves out, the exact
     layer holds. brief: write brief gists, about this share of the words of a long text and no exact layer
     (`colazip.brief`). passage_tokens: what a search code stands for in blocks, about so many tokens, a longer
-    text gets several; None is one code a part. Reading depends on none of them. A Codec may be used by one
-    thread at a time.
+    text gets several; None is one code a part. code_bytes: of the search codes it writes, one of the sizes
+    that the model has (`config.codes`); None is the model's own. context: whether what is packed is embedded
+    by the model's search encoder, if it has one, which is slower; None: where networks code the text anyway,
+    in blocks with a gist. Vectors with it and without lie in one space, and `vectors` is always with it.
+    Reading archives depends on none of them. A Codec may be used by one thread at a time.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Codec:
         detail: int = 0,
         brief: float | None = None,
         passage_tokens: int | None = PASSAGE_TOKENS,
+        code_bytes: int | None = None,
+        context: bool | None = None,
     ) -> None:
         if not 0 <= detail < model.config.details:
             raise UsageError(
@@ -114,7 +120,12 @@ class Codec:
         self._plain = ClassicalCoder(model.dictionary)
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
-        self._codebook = model.codebook
+        size = model.config.code_bytes if code_bytes is None else code_bytes
+        if size not in model.config.codes:
+            sizes = " or ".join(map(str, model.config.codes))
+            raise UsageError(f"search codes of {size} bytes: this model makes codes of {sizes}")
+        self._codebook = model.codebooks[size]
+        self._context = context
         self._passage_tokens = passage_tokens
         self._abridger = None if brief is None else Abridger(brief, model.tokenizer, model.rows)
 
@@ -129,6 +140,8 @@ class Codec:
         detail: int = 0,
         brief: float | None = None,
         passage_tokens: int | None = PASSAGE_TOKENS,
+        code_bytes: int | None = None,
+        context: bool | None = None,
     ) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
         return cls(
@@ -139,6 +152,8 @@ class Codec:
             detail=detail,
             brief=brief,
             passage_tokens=passage_tokens,
+            code_bytes=code_bytes,
+            context=context,
         )
 
     @cached_property
@@ -186,6 +201,21 @@ class Codec:
     def codebook(self) -> np.ndarray:
         """Centroids of the search codes, float32 [M, 256, D / M]."""
         return self._codebook
+
+    @property
+    def code_bytes(self) -> int | None:
+        """Bytes of the search codes, where the model makes several sizes; None where it makes one."""
+        return None if self.model.config.code_sizes is None else len(self._codebook)
+
+    def with_code_bytes(self, code_bytes: int) -> Codec:
+        """This codec for codes of another size. Raises UsageError for one that the model does not have."""
+        if code_bytes == len(self._codebook):
+            return self
+        if code_bytes not in self.model.config.codes:
+            raise UsageError(f"search codes of {code_bytes} bytes: this model makes none of that size")
+        other = copy.copy(self)
+        other._codebook = self.model.codebooks[code_bytes]
+        return other
 
     # -- one self-contained blob a record
 
@@ -420,13 +450,13 @@ class Codec:
         return result
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
-        """Unit vectors, float32 [N, D]; an empty text has the zero vector. A long text is pooled over its
-        segments."""
+        """Unit vectors, float32 [N, D], in context; an empty text has the zero vector. A long text is pooled
+        over its segments."""
         tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         table = _token_table([[t] for t in tokens], lanes, self._patch)
-        rows = [summands.sum(0) for summands in self._pool(lanes, table)]
+        rows = [summands.sum(0) for summands in self._pool(lanes, table, True)]
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
         return unit(sums)
 
@@ -440,10 +470,14 @@ class Codec:
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(call, *arguments).result
 
-    def _pool(self, lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
+    def _in_context(self, layers: Sequence[str]) -> bool:
+        """Whether vectors beside these layers are made in context."""
+        return GIST in layers if self._context is None else self._context
+
+    def _pool(self, lanes: Lanes, table: np.ndarray, context: bool) -> list[np.ndarray]:
         """Search summands of the patches of every lane, float64 [P, D], of the tokens int64 [L, T]."""
         texts = [table[i, :n] for i, n in enumerate(lanes.count)]
-        if self.model.config.search_encoder is None:
+        if self.model.config.search_encoder is None or not context:
             return [self.model.rows.patches(tokens, self._patch) for tokens in texts]
         model = self.model
         network = model.quick_encoder if "torch" in sys.modules else model.search_encoder
@@ -550,11 +584,11 @@ class Codec:
         table = _token_table(tokens, lanes, self._patch)
         if GIST in layers and abridger is None:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
-        # For vectors, alone, beside plain text or beside briefs, no network is needed.
+        # Alone, beside plain text or beside briefs, vectors need no network.
         result: list[dict[str, bytes]] = [{} for _ in blocks]
         if abridger is not None and GIST in layers:
             result = self._encode_briefs(blocks, level, tokens, foreign, abridger)
-        sums = self._pool(lanes, table) if SEARCH in layers else []
+        sums = self._pool(lanes, table, self._in_context(layers)) if SEARCH in layers else []
         for b, (parts, made) in enumerate(zip(blocks, result, strict=True)):
             if SEARCH in layers:
                 made[SEARCH] = self._search_layer(b, len(parts), lanes, sums)
@@ -598,7 +632,8 @@ class Codec:
         table: np.ndarray,
     ) -> list[Block]:
         """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T]."""
-        with self._aside(self._pool if SEARCH in layers else _no_sums, lanes, table) as pooled:
+        pool = self._pool if SEARCH in layers else _no_sums
+        with self._aside(pool, lanes, table, self._in_context(layers)) as pooled:
             coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers)
             sums = pooled()
         plain = [
@@ -763,7 +798,7 @@ def _split_gist(block: Block, details: int) -> tuple[list[int], bytes]:
     return tokens, reader.rest()
 
 
-def _no_sums(lanes: Lanes, table: np.ndarray) -> list[np.ndarray]:
+def _no_sums(lanes: Lanes, table: np.ndarray, context: bool) -> list[np.ndarray]:
     """Without search codes nothing is added up."""
     return []
 

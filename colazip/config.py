@@ -53,11 +53,19 @@ class ModelConfig:
     vector: int = 240  # width of search vectors
     code_bytes: int = 24  # bytes of a search code
     word_rows: int = 12288  # search rows that words of several tokens share by their hash
+    code_sizes: tuple[int, ...] | None = (
+        None  # bytes of all codes it makes, ascending; None: code_bytes alone
+    )
     search_encoder: EncoderConfig | None = None  # None: search vectors are sums of rows
 
     @property
     def vocabulary(self) -> int:
         return self.classes * self.slots
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """Bytes of the search codes it makes."""
+        return self.code_sizes or (self.code_bytes,)
 
     def to_json(self) -> str:
         """Without what the model does not have: a field that came later changes no older model's id."""
@@ -74,11 +82,16 @@ class ModelConfig:
 
 
 _PARTS: dict[str, type] = {"StackConfig": StackConfig, "EncoderConfig | None": EncoderConfig}
+_SIZES = "tuple[int, ...] | None"
 _LIMIT = 1 << 20  # no field of a sane model is larger; bounds what a hostile config can allocate
 
 
 def _least(name: str) -> int:
     return 0 if name == "prior_features" else 1
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LIMIT
 
 
 def _build(cls: type, values: Any) -> Any:
@@ -95,7 +108,11 @@ def _build(cls: type, values: Any) -> Any:
             made[name] = value
         elif part := _PARTS.get(str(known[name].type)):  # annotations are strings here
             made[name] = _build(part, value)
-        elif isinstance(value, int) and not isinstance(value, bool) and _least(name) <= value <= _LIMIT:
+        elif known[name].type == _SIZES:
+            if not isinstance(value, list) or not value or not all(_is_size(n, 1) for n in value):
+                raise TypeError(f"{name} must be a list of positive integers")
+            made[name] = tuple(value)
+        elif _is_size(value, _least(name)):
             made[name] = value
         else:
             raise TypeError(f"{name} must be a positive integer below {_LIMIT}")

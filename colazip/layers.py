@@ -86,6 +86,13 @@ class ArchiveCodec(SearchCodec, Protocol):
     def name(self) -> str:
         """Readable model name."""
 
+    @property
+    def code_bytes(self) -> int | None:
+        """Bytes of the search codes that it writes; None if codecs of this id know one size only."""
+
+    def with_code_bytes(self, code_bytes: int) -> SearchCodec:
+        """What reads codes of that size. Raises UsageError for one that codecs of this id don't make."""
+
     def split(self, data: bytes) -> list[bytes]:
         """Cut a record into parts of at most BLOCK_BYTES that join to `data`; one empty part if empty."""
 

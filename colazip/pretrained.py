@@ -52,10 +52,13 @@ class Model:
     tensors: dict[str, np.ndarray]
     dictionary: bytes | None = None
 
-    @property
-    def codebook(self) -> np.ndarray:
-        """Centroids of the search codes, float32 [M, 256, D / M]."""
-        return self.tensors["search.codebook"]
+    @cached_property
+    def codebooks(self) -> dict[int, np.ndarray]:
+        """Centroids of the search codes of each size M, float32 [M, 256, D / M]."""
+        from colazip.nn.shapes import codebook_entry
+
+        names = {size: codebook_entry(self.config, size)[0] for size in self.config.codes}
+        return {size: self.tensors[name].astype(np.float32) for size, name in names.items()}
 
     @cached_property
     def cells(self) -> TokenCells:
@@ -201,11 +204,16 @@ def token_cells(vae: TextVAE) -> TokenCells:
     return TokenCells({name: value.cpu().numpy() for name, value in _export(vae, "vae.").items()})
 
 
-def _export_search(search: SearchRows) -> dict[str, torch.Tensor]:
+def _export_search(config: ModelConfig, search: SearchRows) -> dict[str, torch.Tensor]:
     import torch
 
+    from colazip.nn.shapes import codebook_entry
+
     packed, scale = pack_rows(search.rows)
-    tensors = {"search.tokens.q": packed, "search.tokens.scale": scale, "search.codebook": search.codebook}
+    tensors = {"search.tokens.q": packed, "search.tokens.scale": scale}
+    for size in config.codes:
+        name, kind = codebook_entry(config, size)
+        tensors[name] = search.codebooks[size].astype(kind)
     found = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     return found if search.encoder is None else {**found, **_export(search.encoder, "search.encoder.")}
 
@@ -294,7 +302,7 @@ def from_networks(
     dictionary: bytes | None = None,
 ) -> Model:
     """The model that these networks are once they are shipped, quantized."""
-    shipped = {**_export(vae, "vae."), **_export_search(search), **_export_prior(prior)}
+    shipped = {**_export(vae, "vae."), **_export_search(config, search), **_export_prior(prior)}
     tensors = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in shipped.items()}
     identity = model_id(config, tokenizer, tensors, dictionary)
     return Model(identity, config, tokenizer, tensors, dictionary)

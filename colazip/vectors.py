@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,11 +57,12 @@ def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class SearchRows:
-    """What search vectors are made of. rows: float32 [V + W, D], of tokens, then of words; codebook: float32
-    [M, 256, D / M], centroids of their codes; encoder: what adds context to the rows, if there is one."""
+    """What search vectors are made of. rows: float32 [V + W, D], of tokens, then of words; codebooks: of each
+    size M of a code its centroids, float32 [M, 256, D / M]; encoder: what adds context to the rows, if there
+    is one."""
 
     rows: np.ndarray
-    codebook: np.ndarray
+    codebooks: Mapping[int, np.ndarray]
     encoder: ContextEncoder | None = None
 
 

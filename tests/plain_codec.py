@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 import zstandard
 
-from colazip.errors import FormatError, MissingLayerError
+from colazip.errors import FormatError, MissingLayerError, UsageError
 from colazip.layers import BLOCK_BYTES, EXACT, GIST, PLAIN, SEARCH, Block, Span
 from colazip.presets import SMALL, choose
 
@@ -34,6 +34,13 @@ class PlainCodec:
         noise = hashlib.shake_256(b"codebook").digest(_M * 256 * _WIDTH)
         centroids = np.frombuffer(noise, dtype=np.int8).reshape(_M, 256, _WIDTH).astype(np.float32)
         self.codebook = centroids / np.float32(74 * np.sqrt(_M * _WIDTH))
+
+    code_bytes = None
+
+    def with_code_bytes(self, code_bytes: int) -> PlainCodec:
+        if code_bytes != _M:
+            raise UsageError(f"codes of {code_bytes} bytes")
+        return self
 
     def split(self, data: bytes) -> list[bytes]:
         return [data[at : at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)] or [b""]

@@ -165,7 +165,8 @@ class _Recorder:
         self.id, self.name, self.codebook = codec.id, codec.name, codec.codebook
         self.split, self.decode_blocks, self.read_gist = codec.split, codec.decode_blocks, codec.read_gist
         self.plain_slots, self.passages, self.vectors = codec.plain_slots, codec.passages, codec.vectors
-        self.search_codes = codec.search_codes
+        self.search_codes, self.with_code_bytes = codec.search_codes, codec.with_code_bytes
+        self.code_bytes = None  # the codes will be of the embedder's vectors
 
     def encode_blocks(
         self,

@@ -81,7 +81,10 @@ class EmbedderInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a reader knows of the archive before it reads a section. version: of the file's format."""
+    """All that a reader knows of the archive before it reads a section. version: of the file's format.
+
+    code_bytes: of the codec's own search codes, where it knows several sizes.
+    """
 
     writer: str
     codec_id: str
@@ -91,6 +94,7 @@ class Manifest:
     source: dict[str, Any]
     groups: tuple[Group, ...]
     embedder: EmbedderInfo | None = None
+    code_bytes: int | None = None
     version: int = FORMAT_VERSION
 
     @property
@@ -135,6 +139,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "kind": own.kind,
             "codebook": [own.section.length, own.section.crc],
         }
+    sizes = {} if manifest.code_bytes is None else {"code_bytes": manifest.code_bytes}
     packed = msgpack.packb(
         {
             "format": FORMAT_VERSION,
@@ -147,6 +152,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "text_bytes": manifest.text_bytes,
             "source": manifest.source,
             **embedder,
+            **sizes,
             "groups": [
                 [
                     g.records,
@@ -226,6 +232,7 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int, version: int) -> Man
         source=fields.get("source", dict),
         groups=groups,
         embedder=_load_embedder(fields, _groups_end(groups)),
+        code_bytes=fields.number("code_bytes", 1, MAX_VECTOR_WIDTH) if "code_bytes" in fields else None,
         version=version,
     )
     for name in ("records", "parts", "blocks"):

@@ -81,5 +81,11 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
         if embedder is not None:
             codebook = container.add_section(CODEBOOK, archive._store.read_chunks(embedder.section))
             embedder = replace(embedder, section=codebook)
-        manifest = replace(archive.manifest, layers=kept, groups=tuple(container.groups), embedder=embedder)
+        manifest = replace(
+            archive.manifest,
+            layers=kept,
+            groups=tuple(container.groups),
+            embedder=embedder,
+            code_bytes=archive.manifest.code_bytes if SEARCH in kept else None,
+        )
         container.finish(manifest)

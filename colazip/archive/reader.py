@@ -25,6 +25,7 @@ from colazip.errors import (
     ModelMismatchError,
     RecordNotFoundError,
     SearchIndexError,
+    UsageError,
 )
 from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, SearchCodec, holds_text
 from colazip.oneshot import default_codec
@@ -360,6 +361,7 @@ class Archive:
             "bytes": sizes,
             "index": self._index_facts(),
             "layers": list(manifest.layers),
+            "code_bytes": embedder.code_bytes if embedder else manifest.code_bytes,
             "embedder": embedder and {"name": embedder.name, "width": embedder.width, "kind": embedder.kind},
             "source": manifest.source,
         }
@@ -600,12 +602,22 @@ class Archive:
     def _search_codec(self) -> SearchCodec:
         """Whose vectors the search codes stand for: the model, or the embedder that took its place."""
         if self.manifest.embedder is None:
-            return self._model()
+            return self._own_codes()
         if self._embedded is None:
             from colazip.archive.embedded import EmbeddedCodec
 
             self._embedded = EmbeddedCodec(self._store, self._embedder)
         return self._embedded
+
+    def _own_codes(self) -> SearchCodec:
+        """The codec for codes of the archive's size."""
+        model = self._model()
+        if self.manifest.code_bytes is None:
+            return model
+        try:
+            return model.with_code_bytes(self.manifest.code_bytes)
+        except UsageError as error:
+            raise FormatError(f"{self.path}: damaged: {error}") from error
 
     def _check_model(self, codec: ArchiveCodec) -> None:
         if codec.id != self.model_id:

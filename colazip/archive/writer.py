@@ -32,6 +32,7 @@ from colazip.layers import (
     BLOCK_PARTS,
     LAYERS,
     PLAIN,
+    SEARCH,
     ArchiveCodec,
     Block,
     holds_text,
@@ -79,6 +80,7 @@ def pack(
                 text_bytes=gatherer.text_bytes,
                 source=origin,
                 groups=tuple(container.groups),
+                code_bytes=codec.code_bytes if SEARCH in layers else None,
             )
         )
         if progress is not None:

@@ -47,12 +47,14 @@ def model_options(function: F) -> F:
     return model(threads_option(function))
 
 
-def load_codec(model: str | None, *, detail: int = 0, brief: float | None = None) -> ArchiveCodec:
+def load_codec(
+    model: str | None, *, detail: int = 0, brief: float | None = None, code_bytes: int | None = None
+) -> ArchiveCodec:
     """The codec of the model folder `model` (None: the embedded default), writing gists of this detail, or
-    briefs.
+    briefs, and search codes of this size.
 
     A program that runs commands in its own process may hand a codec over: `main(argv, codec)`. It writes as
-    it was made: UsageError for another detail than 0, or a brief.
+    it was made: UsageError for another detail than 0, a brief, or a size of codes.
     """
     given = _given_codec()
     if given is not None:
@@ -60,10 +62,12 @@ def load_codec(model: str | None, *, detail: int = 0, brief: float | None = None
             raise UsageError(f"--detail {detail}: the codec of this program was made for one detail")
         if brief is not None:
             raise UsageError(f"--brief {brief:g}: the codec of this program was made to write as it does")
+        if code_bytes is not None:
+            raise UsageError(f"--code-bytes {code_bytes}: the codec of this program was made for one size")
         return given
     from colazip.codec import Codec
 
-    return Codec.from_pretrained(model, detail=detail, brief=brief)
+    return Codec.from_pretrained(model, detail=detail, brief=brief, code_bytes=code_bytes)
 
 
 def open_archive(path: str, model: str | None = None) -> Archive:

@@ -46,6 +46,13 @@ brief_option = click.option(
     "to 100 words whole (up to 50 with 0.0625, 25 with 0.03125). English passages get some 8 times smaller "
     "with 0.5, 16 times with 0.0625. The gist is then a list of words, and there is no exact layer.",
 )
+code_bytes_option = click.option(
+    "--code-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Bytes of a search code: more find better and take more room. The model says which sizes there are; "
+    "the default model makes codes of 24 and of 40. [default: the model's own]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
@@ -106,6 +113,14 @@ def check_detail(detail: int | None, layers: Sequence[str]) -> int:
     if detail is not None and GIST not in layers:
         raise UsageError(f"--detail {detail}: says what a gist names, and none is written here")
     return detail or 0
+
+
+def check_code_bytes(code_bytes: int | None, layers: Sequence[str]) -> None:
+    """Raises UsageError if a size was asked for and no search codes are written."""
+    from colazip.layers import SEARCH
+
+    if code_bytes is not None and SEARCH not in layers:
+        raise UsageError(f"--code-bytes {code_bytes}: is about the layer {SEARCH}, and none is written here")
 
 
 def brief_layers(layers: Sequence[str] | None, brief: float | None) -> Sequence[str] | None:

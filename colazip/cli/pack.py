@@ -13,7 +13,9 @@ from colazip.cli.model_option import load_codec, model_options
 from colazip.cli.options import (
     brief_layers,
     brief_option,
+    check_code_bytes,
     check_detail,
+    code_bytes_option,
     console_options,
     detail_option,
     force_option,
@@ -38,6 +40,7 @@ from colazip.errors import UsageError
 @preset_option
 @detail_option
 @brief_option
+@code_bytes_option
 @click.option(
     "--format",
     type=click.Choice(["auto", "text", "lines", "jsonl", "csv", "parquet"]),
@@ -67,6 +70,7 @@ def pack(
     preset: str,
     detail: int | None,
     brief: float | None,
+    code_bytes: int | None,
     format: str,
     text_column: str | None,
     id_column: str | None,
@@ -93,7 +97,9 @@ def pack(
             "an archive can't be written to standard output; name a file, or use 'colazip compress'"
         )
     kept = brief_layers(layers, brief)
-    chosen_detail = check_detail(detail, choose(preset, kept)[0])
+    wanted, _ = choose(preset, kept)
+    chosen_detail = check_detail(detail, wanted)
+    check_code_bytes(code_bytes, wanted)
     check_free(output, force)
     for source in sources:
         if os.path.realpath(source) == os.path.realpath(output):
@@ -110,7 +116,7 @@ def pack(
             summary = Archive.pack(
                 output,
                 opened.records,
-                codec=load_codec(model, detail=chosen_detail, brief=brief),
+                codec=load_codec(model, detail=chosen_detail, brief=brief, code_bytes=code_bytes),
                 layers=kept,
                 preset=preset,
                 overwrite=force,

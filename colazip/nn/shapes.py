@@ -16,6 +16,13 @@ def hidden_width(width: int) -> int:
     return min(_MAX_HIDDEN, 4 * width)
 
 
+def codebook_entry(config: ModelConfig, size: int) -> tuple[str, str]:
+    """Name and NumPy type of the centroids of codes of `size` bytes."""
+    return (
+        ("search.codebook", "float32") if config.code_sizes is None else (f"search.codes.{size}", "float16")
+    )
+
+
 def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
     """Name -> (shape, NumPy type) of every tensor outside the prior; ValueError if no model can be so."""
     found: dict[str, tuple[Shape, str]] = {}
@@ -80,9 +87,13 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
         raise ValueError(f"{rows} search rows of {config.vector}: larger than any tensor of this release")
     found["search.tokens.q"] = (rows, config.vector // 2), "uint8"
     found["search.tokens.scale"] = (rows, 1), "float32"
-    if config.vector % config.code_bytes:
-        raise ValueError(f"codes of {config.code_bytes} bytes do not divide a vector of {config.vector}")
-    found["search.codebook"] = (config.code_bytes, 256, config.vector // config.code_bytes), "float32"
+    if config.code_bytes not in config.codes or list(config.codes) != sorted(set(config.codes)):
+        raise ValueError(f"code_sizes of {config.codes}: must ascend, with {config.code_bytes} among them")
+    for size in config.codes:
+        if config.vector % size:
+            raise ValueError(f"codes of {size} bytes do not divide a vector of {config.vector}")
+        name, kind = codebook_entry(config, size)
+        found[name] = (size, 256, config.vector // size), kind
     if (encoder := config.search_encoder) is not None:
         quantized("search.encoder.enter", 3 * encoder.width, config.vector)
         stack("search.encoder", encoder, encoder.hidden)

@@ -26,7 +26,9 @@ def render(
     table = "\n".join(f"| {name} | {value:.3f} |" for name, value in rows)
     left_out = f" Sources left out: {', '.join(f'`{s}*`' for s in skipped)}." if skipped else ""
     megabytes, tokens = figures["train_bytes"] / 1e6, figures["train_tokens"]
-    search_steps = recipe.rows.steps
+    search_steps = f"{recipe.rows.steps} (search rows)"
+    if recipe.model.search_encoder is not None:
+        search_steps += f", {recipe.encoder.steps} (search encoder)"
     taught = " Search learned from the vectors of all-MiniLM-L6-v2 (Apache-2.0)." if figures["taught"] else ""
     # Segments are padded a little to a common length, hence "at most".
     seen = recipe.vae.steps * recipe.vae.micro_batches * recipe.vae.patches * recipe.model.patch
@@ -37,7 +39,7 @@ A Text VAE with its coder, latent prior and search head, for use with colazip.
 
 - Parameters: {count["vae"]:,} coding, {count["prior"]:,} prior, {count["search"]:,} search; int8.{taught}
 - Training text: {megabytes:.1f} MB ({tokens:,} tokens) from {", ".join(files)}.{left_out}
-- Steps: {steps}, {search_steps} (search head). Tokens that the VAE saw: at most {seen:,}.
+- Steps: {steps}, {search_steps}. Tokens that the VAE saw: at most {seen:,}.
 - Command: `{command}`
 
 Validation figures ({figures["validation_bytes"] / 1e6:.1f} MB held out by source document; a sample of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from colazip.train.dictionary import train_dictionary
 from colazip.train.distributed import joined, one_after_another, share_of, wait
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
+from colazip.train.search_encoder import train_encoder
 from colazip.train.search_head import fit_search_head
 from colazip.train.search_rows import train_rows
 from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
@@ -88,7 +89,7 @@ def run(
         identity = None
         if place.first:
             search, search_figures = _train_search(
-                recipe, corpus, teacher, out, device=place.device, resume=started("rows")
+                recipe, corpus, teacher, out, device=place.device, resumed=started
             )
             figures: dict[str, Any] = {
                 "vae": _last_figures(out / "vae" / "metrics.jsonl"),
@@ -101,7 +102,7 @@ def run(
                 "parameters": {
                     "vae": sum(p.numel() for p in vae.parameters()),
                     "prior": sum(p.numel() for p in prior.parameters()),
-                    "search": search.rows.size,
+                    "search": search.rows.size + _count(search.encoder),
                 },
             }
             command = "colazip " + shlex.join(_portable(sys.argv[1:]))
@@ -161,9 +162,15 @@ def _prepare(
 
 
 def _train_search(
-    recipe: Recipe, corpus: _Corpus, teacher: Embed | None, out: Path, *, device: torch.device, resume: bool
+    recipe: Recipe,
+    corpus: _Corpus,
+    teacher: Embed | None,
+    out: Path,
+    *,
+    device: torch.device,
+    resumed: Callable[[str], bool],
 ) -> tuple[SearchRows, dict[str, float]]:
-    """Pairs, rows and codes: what ships, and validation figures."""
+    """Pairs, rows, encoder and codes: what ships, and validation figures. resumed: whether a stage is."""
     schedule, tokenizer = recipe.rows, corpus.tokenizer
     taught = teacher is not None
     drawn: dict[str, Pairs] = {}
@@ -185,8 +192,22 @@ def _train_search(
         validation=drawn["validation"],
         folder=_folder(out / "rows"),
         device=device,
-        resume=resume,
+        resume=resumed("rows"),
     )
+    encoder = None
+    if recipe.model.search_encoder is not None:
+        rows, encoder, encoder_figures = train_encoder(
+            recipe.model,
+            recipe.encoder,
+            rows=rows,
+            tokenizer=tokenizer,
+            train=drawn["train"],
+            validation=drawn["validation"],
+            folder=_folder(out / "encoder"),
+            device=device,
+            resume=resumed("encoder"),
+        )
+        row_figures = {**row_figures, **encoder_figures}
     search, search_figures = fit_search_head(
         recipe.model,
         recipe.search,
@@ -195,8 +216,13 @@ def _train_search(
         train=drawn["train"],
         validation=drawn["validation"],
         folder=_folder(out / "search"),
+        encoder=encoder,
     )
     return search, {**row_figures, **search_figures}
+
+
+def _count(module: torch.nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def _folder(path: Path) -> Path:

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colazip.config import ModelConfig, StackConfig
+from colazip.config import EncoderConfig, ModelConfig, StackConfig
 from colazip.nn.cola import ColaConfig
 from colazip.train.cola import ColaRecipe, StageSchedule
 from colazip.train.cola_losses import ColaWeights
 from colazip.train.distributed import Parallel
 from colazip.train.prior import PriorSchedule
+from colazip.train.search_encoder import EncoderSchedule
 from colazip.train.search_head import SearchSchedule
 from colazip.train.search_rows import RowSchedule
 from colazip.train.vae import VAESchedule
@@ -25,6 +26,7 @@ class Recipe:
     vae: VAESchedule
     prior: PriorSchedule
     rows: RowSchedule
+    encoder: EncoderSchedule  # not run where the model has no search encoder
     search: SearchSchedule
     tokenizer_megabytes: int = 45  # of training text, evenly spread, that the tokenizer is trained on
     dictionary_bytes: int = 400 << 10  # of the zstd dictionary; 0 for none
@@ -53,6 +55,8 @@ def tiny() -> Recipe:
         vector=16,
         code_bytes=4,
         word_rows=64,
+        code_sizes=(4, 8),
+        search_encoder=EncoderConfig(16, 1, 2, 32),
     )
     return Recipe(
         model,
@@ -69,6 +73,7 @@ def tiny() -> Recipe:
         ),
         PriorSchedule(20, patches=128, warmup=5, evaluate_every=20, save_every=10),
         RowSchedule(20, pairs=256, taught=128, words=200, batch=32, warmup=5, evaluate_every=10, held_out=64),
+        EncoderSchedule(10, batch=32, warmup=5, evaluate_every=10, sample=256, held_out=64),
         SearchSchedule(sample=512, steps=5, batch=32, held_out=64),
         tokenizer_megabytes=1,
         dictionary_bytes=1 << 10,
@@ -79,10 +84,17 @@ def tiny() -> Recipe:
 def default() -> Recipe:
     """The model inside the package: 13 M coding parameters, about two and a half hours on two cores."""
     return Recipe(
-        ModelConfig("default", prior_features=56),
+        ModelConfig(
+            "default",
+            prior_features=56,
+            word_rows=10240,
+            code_sizes=(24, 40),
+            search_encoder=EncoderConfig(192, 3, 4, 384),
+        ),
         VAESchedule(12_000, lr=2.5e-3, muon_lr=2.5e-3, decay_from=0.3),
         PriorSchedule(900),
         RowSchedule(2000),
+        EncoderSchedule(2000),
         SearchSchedule(),
     )
 

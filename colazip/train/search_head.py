@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from torch.nn import functional
 
 from colazip.config import ModelConfig
 from colazip.errors import ColazipError
+from colazip.nn.context import ContextEncoder
 from colazip.nn.layers import straight_through
 from colazip.tokenizer import Tokenizer
 from colazip.train.optimize import Descent, Metrics, learning_rate
 from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest
+from colazip.train.search_encoder import GAIN, InContext, Units
 from colazip.train.search_rows import Bags, choose, contrast, distillation, ranks
 from colazip.train.teacher import Pairs
 from colazip.vectors import SearchRows, assign_codes, pack_rows, unpack_rows
 
 _LARGEST = 100.0  # of a row's values once shipped: the grid of their sums is 1/256 and ends at 127
 _AT_ONCE = 512  # texts embedded together
+Texts = Bags | InContext
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class SearchSchedule:
     steps: int = 1500
     batch: int = 512
     lr: float = 1e-3
+    encoder_lr: float = 5e-4
     centroid_lr: float = 3e-4
     temperature: float = 0.05
     distil: float = 1.0
@@ -52,28 +57,45 @@ def fit_search_head(
     train: Pairs,
     validation: Pairs,
     folder: Path,
+    encoder: ContextEncoder | None = None,
 ) -> tuple[SearchRows, dict[str, float]]:
     """From trained rows [V + W, D]: rotate them so that every slice of their vectors carries a like share of
-    the variance, cluster each slice, let rows and centroids learn together, and put the rows on the grid that
-    they ship on. Returns what ships, and validation figures."""
+    the variance (which rows that came with an encoder are already), cluster each slice, let rows, encoder and
+    centroids of all sizes learn together, and put them on the grids that they ship on. Returns what ships,
+    and validation figures, those of codes for the model's own size."""
     metrics = Metrics(folder / "metrics.jsonl", step=0)
     metrics.write({"stage": "search head", "schedule": asdict(schedule)})
-    queries, passages = (
-        Bags(texts, tokenizer, config.word_rows) for texts in (train.queries, train.passages)
-    )
-    sample = _vectors(passages, rows.cpu(), schedule.sample)
-    rotation = balanced_rotation(sample, config.code_bytes)
-    table = nn.Parameter(rows.cpu() @ rotation.t())
-    centroids = nn.Parameter(fit_codebook(sample @ rotation.t(), config.code_bytes, schedule.seed))
-    _learn(table, centroids, queries, passages, train, schedule, metrics)
-    grid = table.detach() * (_LARGEST / table.detach().abs().max().clamp_min(1e-9))
-    packed, steps = pack_rows(grid.numpy())
+
+    def sides(pairs: Pairs, gain: float = GAIN) -> list[Texts]:
+        both = (pairs.queries, pairs.passages)
+        if encoder is None:
+            return [Bags(texts, tokenizer, config.word_rows) for texts in both]
+        return [InContext(Units(texts, tokenizer, config.word_rows), encoder, gain) for texts in both]
+
+    queries, passages = sides(train)
+    if encoder is None:
+        rows = rows.cpu()
+        sample = _vectors(passages, rows, schedule.sample)
+        rows = rows @ balanced_rotation(sample, math.lcm(*config.codes)).t()
+    sample = _vectors(passages, rows, schedule.sample)
+    table = nn.Parameter(rows)
+    books = {m: nn.Parameter(fit_codebook(sample, m, schedule.seed)) for m in config.codes}
+    learned = [*books.values()], [] if encoder is None else [*encoder.parameters()]
+    _learn(table, *learned, queries, passages, train, schedule, metrics)
+    spread = _LARGEST / table.detach().abs().max().clamp_min(1e-9)
+    if encoder is not None and encoder.leave.weight is not None:
+        encoder.leave.weight.data *= GAIN * spread
+    packed, steps = pack_rows((table.detach() * spread).cpu().numpy())
     shipped = unpack_rows(packed).astype(np.float32) * steps
-    codebook = centroids.detach().numpy()
+    rounded = np.float32 if config.code_sizes is None else np.float16
+    codebooks = {
+        m: book.detach().cpu().numpy().astype(rounded).astype(np.float32) for m, book in books.items()
+    }
     a, b = (
-        _vectors(Bags(texts, tokenizer, config.word_rows), torch.from_numpy(shipped), schedule.held_out)
-        for texts in (validation.queries, validation.passages)
+        _vectors(side, torch.from_numpy(shipped).to(table.device), schedule.held_out).cpu()
+        for side in sides(validation, 1.0)
     )
+    codebook = codebooks[config.code_bytes]
     read = torch.from_numpy(decode(assign_codes(b.numpy(), codebook), codebook))
     figures = {
         **ranks(a @ b.t()),
@@ -81,32 +103,39 @@ def fit_search_head(
         "quantizer_cosine": float((b * read).sum(1).mean()),
     }
     metrics.write({"step": schedule.steps, "validation": "figures", **figures})
-    return SearchRows(shipped, codebook), figures
+    return SearchRows(shipped, codebooks, None if encoder is None else encoder.cpu()), figures
 
 
 def _learn(
     table: nn.Parameter,
-    centroids: nn.Parameter,
-    queries: Bags,
-    passages: Bags,
+    books: list[nn.Parameter],
+    encoder: list[nn.Parameter],
+    queries: Texts,
+    passages: Texts,
     train: Pairs,
     schedule: SearchSchedule,
     metrics: Metrics,
 ) -> None:
     """Contrast and distillation between queries and the codes of passages: short, so it has no checkpoint."""
-    groups = [{"params": [table], "lr": schedule.lr}, {"params": [centroids], "lr": schedule.centroid_lr}]
-    holder = nn.ParameterList([table, centroids])
+    groups = [
+        {"params": [table], "lr": schedule.lr},
+        {"params": books, "lr": schedule.centroid_lr},
+        *([{"params": encoder, "lr": schedule.encoder_lr}] if encoder else []),
+    ]
+    holder = nn.ParameterList([table, *books, *encoder])
     descent = Descent(holder, [torch.optim.Adam(groups, betas=(0.9, 0.99))])
     for step in range(schedule.steps):
         chosen, taught = choose(train, step, schedule.batch, schedule.seed)
         a, b = queries.vectors(table, chosen), passages.vectors(table, chosen)
-        read = nearest(b.detach(), centroids)
-        seen = functional.normalize(straight_through(b, read.detach()) + read - read.detach(), dim=-1)
-        loss = contrast(a, seen, schedule.temperature)
-        if taught:
-            soft = distillation(a, seen, train, chosen[:taught], schedule.temperature)
-            loss = loss + schedule.distil * soft
-        loss = loss + schedule.pull * (b - read).square().sum(-1).mean()
+        loss = a.new_zeros(())
+        for book in books:
+            read = nearest(b.detach(), book)
+            seen = functional.normalize(straight_through(b, read.detach()) + read - read.detach(), dim=-1)
+            loss = loss + contrast(a, seen, schedule.temperature) / len(books)
+            if taught:
+                soft = distillation(a, seen, train, chosen[:taught], schedule.temperature)
+                loss = loss + schedule.distil * soft / len(books)
+            loss = loss + schedule.pull * (b - read).square().sum(-1).mean() / len(books)
         norm = descent.backward(loss)
         if not np.isfinite([float(loss.detach()), norm]).all():
             raise ColazipError(f"the loss of the search codes is not finite at step {step}")
@@ -116,8 +145,8 @@ def _learn(
 
 
 @torch.no_grad()
-def _vectors(bags: Bags, table: torch.Tensor, count: int) -> torch.Tensor:
-    """Unit vectors of the first `count` texts, [N, D]."""
-    count = min(count, len(bags))
+def _vectors(texts: Texts, table: torch.Tensor, count: int) -> torch.Tensor:
+    """Unit vectors of the first `count` of the texts, [N, D]."""
+    count = min(count, len(texts))
     spans = range(0, count, _AT_ONCE)
-    return torch.cat([bags.vectors(table, range(lo, min(lo + _AT_ONCE, count))) for lo in spans])
+    return torch.cat([texts.vectors(table, range(lo, min(lo + _AT_ONCE, count))) for lo in spans])

@@ -198,10 +198,11 @@ def distillation(a: Tensor, b: Tensor, pairs: Pairs, taught: np.ndarray, tempera
         for v in (pairs.query_vectors, pairs.passage_vectors)
     )
     scores, target = a[:known] @ b[:known].t() / temperature, query @ passage.t() / temperature
-    return (_divergence(scores, target) + _divergence(scores.t(), target.t())) / 2
+    return (divergence(scores, target) + divergence(scores.t(), target.t())) / 2
 
 
-def _divergence(scores: Tensor, target: Tensor) -> Tensor:
+def divergence(scores: Tensor, target: Tensor) -> Tensor:
+    """Of each row's softmax from that of the target, in nats."""
     return functional.kl_div(
         functional.log_softmax(scores, -1),
         functional.log_softmax(target, -1),

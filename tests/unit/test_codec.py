@@ -21,7 +21,7 @@ from colazip.lanes import lay_out
 from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block
 from colazip.presets import BALANCED, FAST, SMALL
 from colazip.wire import Reader, varint
-from tests.tiny_model import passages, tiny_codec
+from tests.tiny_model import passages, tiny_codec, tiny_model
 
 AWKWARD = [
     b"",
@@ -376,7 +376,7 @@ def test_layers_stand_alone() -> None:
     parts = [t.encode() for t in passages()[:3]]
     (full,) = codec.encode_blocks([parts])
     (gist,) = codec.encode_blocks([parts], (GIST,))
-    (search,) = codec.encode_blocks([parts], (SEARCH,))
+    (search,) = Codec(tiny_model(), context=True).encode_blocks([parts], (SEARCH,))
     assert set(gist.layers) == {GIST} and gist.layers[GIST] == full.layers[GIST]
     assert set(search.layers) == {SEARCH} and search.layers[SEARCH] == full.layers[SEARCH]
     reading = codec.read_gist([gist])[0]

@@ -68,7 +68,7 @@ def test_any_bytes_are_codes_or_damage(layer: bytes, count: int, width: int) -> 
 
 def test_a_code_stands_for_its_passage() -> None:
     """A long part has the codes of its passages, a short one what it always had, whatever is packed."""
-    codec, whole = (Codec(tiny_model(), passage_tokens=tokens) for tokens in (512, None))
+    codec, whole = (Codec(tiny_model(), passage_tokens=tokens, context=True) for tokens in (512, None))
     parts = [SHORT, LONG, b"", bytes(range(256)), passages()[40].encode()]
     (block,) = codec.encode_blocks([parts])
     spans = codec.passages(parts)

@@ -39,8 +39,8 @@ def model(tiny_vae: TextVAE, tiny_config: ModelConfig, tiny_tokenizer: Tokenizer
 def random_rows(config: ModelConfig) -> SearchRows:
     rng, width = np.random.default_rng(3), config.vector
     rows = rng.standard_normal((config.vocabulary + config.word_rows, width)).astype(np.float32)
-    codebook = rng.standard_normal((config.code_bytes, 256, width // config.code_bytes))
-    return SearchRows(rows, codebook.astype(np.float32))
+    books = {m: rng.standard_normal((m, 256, width // m)).astype(np.float32) for m in config.codes}
+    return SearchRows(rows, books)
 
 
 def test_shapes_are_those_of_the_networks(model: Model) -> None:

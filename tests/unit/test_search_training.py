@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from colazip.config import ModelConfig
+from colazip.config import EncoderConfig, ModelConfig
 from colazip.errors import InputError
+from colazip.nn.context import ContextEncoder
 from colazip.tokenizer import Tokenizer
 from colazip.train.data import TokenStore
 from colazip.train.pairs import TextPairs
 from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest
+from colazip.train.search_encoder import EncoderSchedule, InContext, Units, train_encoder
 from colazip.train.search_head import SearchSchedule, fit_search_head
 from colazip.train.search_rows import Bags, RowSchedule, choose, first_rows, train_rows
 from colazip.train.teacher import PART, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
@@ -181,10 +183,104 @@ def test_the_last_stage_gives_rows_as_they_ship_and_codes(
         )
 
     head, figures = fit(5)
-    assert head.codebook.shape == (config.code_bytes, 256, WIDTH // config.code_bytes)
+    assert head.codebooks[config.code_bytes].shape == (config.code_bytes, 256, WIDTH // config.code_bytes)
     assert figures["code_mrr"] > 0.1 and 0.5 < figures["quantizer_cosine"] <= 1.0
     packed, scale = pack_rows(head.rows)
     assert np.allclose(unpack_rows(packed) * scale, head.rows, rtol=1e-5)
     again, same = fit(5)
     assert np.array_equal(again.rows, head.rows) and same == figures
     assert fit(0)[1] != figures  # the steps through the quantizer do something
+
+
+def in_context(config: ModelConfig) -> ModelConfig:
+    shape = EncoderConfig(width=16, layers=1, heads=2, hidden=32)
+    return dataclasses.replace(config, vector=WIDTH, word_rows=WORDS, code_sizes=(4, 8), search_encoder=shape)
+
+
+def test_units_are_those_of_the_model(
+    files: tuple[Path, Path], tiny_tokenizer: Tokenizer, tiny_config: ModelConfig
+) -> None:
+    config = in_context(tiny_config)
+    table = np.random.default_rng(1).standard_normal((config.vocabulary + WORDS, WIDTH)).astype(np.float32)
+    packed, scale = pack_rows(table * 20)
+    shipped = unpack_rows(packed).astype(np.float32) * scale
+    model = RowSums(packed, scale, tiny_tokenizer.table, WORDS)
+    some = read_pairs(files[0], 200, 0).passages[:20]
+    sums, valid = Units(some, tiny_tokenizer, WORDS).sums(torch.from_numpy(shipped), range(20))
+    for i, text in enumerate(some):
+        expected, _ = model.units(text.astype(np.int64)[:256])
+        assert int(valid[i].sum()) == len(expected)
+        assert np.allclose(sums[i, : len(expected)].numpy(), expected, atol=0.05)
+        assert not sums[i, len(expected) :].any()
+
+
+def test_an_encoder_learns_and_ships_what_was_trained(
+    files: tuple[Path, Path], tiny_tokenizer: Tokenizer, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    config = in_context(tiny_config)
+    pairs = read_pairs(files[0], 200, 200)
+    rows = first_rows(config, read_lexicon(files[1], taught=True), pairs, RowSchedule(1))
+
+    def run(steps: int, resume: bool = False) -> tuple[torch.Tensor, ContextEncoder, dict[str, float]]:
+        schedule = EncoderSchedule(
+            steps, batch=64, lr=1e-2, row_lr=1e-2, warmup=2, save_every=5, sample=100, held_out=100
+        )
+        return train_encoder(
+            config,
+            schedule,
+            rows=rows,
+            tokenizer=tiny_tokenizer,
+            train=pairs,
+            validation=pairs,
+            folder=tmp_path,
+            device=torch.device("cpu"),
+            resume=resume,
+        )
+
+    before = run(0)[2]
+    table, encoder, after = run(25)
+    assert after["mrr"] > before["mrr"] and after["static_mrr"] > before["static_mrr"]
+    again, _, same = run(25, resume=True)
+    assert torch.equal(again, table) and same == after
+    texts = InContext(Units(pairs.passages[:50], tiny_tokenizer, WORDS), encoder)
+    with torch.no_grad():
+        trained, static = texts.both(table, range(50))
+    assert not torch.allclose(trained, static, atol=1e-3)
+    head, figures = fit_search_head(
+        config,
+        SearchSchedule(sample=200, steps=0, batch=32, held_out=100),
+        rows=table,
+        tokenizer=tiny_tokenizer,
+        train=pairs,
+        validation=pairs,
+        folder=tmp_path,
+        encoder=encoder,
+    )
+    assert head.encoder is encoder and figures["mrr"] == pytest.approx(after["mrr"], abs=0.02)
+    shipped = InContext(Units(pairs.passages[:50], tiny_tokenizer, WORDS), encoder, 1.0)
+    with torch.no_grad():
+        assert torch.allclose(shipped.vectors(torch.from_numpy(head.rows), range(50)), trained, atol=1e-3)
+    for size in config.codes:
+        book = head.codebooks[size]
+        assert book.shape == (size, 256, WIDTH // size)
+        assert np.array_equal(book, book.astype(np.float16).astype(np.float32))
+
+
+def test_an_encoder_learns_without_a_teacher(
+    files: tuple[Path, Path], tiny_tokenizer: Tokenizer, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    config = in_context(tiny_config)
+    pairs = read_pairs(files[0], 200, 0)
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((config.vocabulary + WORDS, WIDTH)))
+    _, _, figures = train_encoder(
+        config,
+        EncoderSchedule(3, batch=32, warmup=1, sample=100, held_out=64),
+        rows=rows.float(),
+        tokenizer=tiny_tokenizer,
+        train=pairs,
+        validation=pairs,
+        folder=tmp_path,
+        device=torch.device("cpu"),
+        resume=False,
+    )
+    assert 0 < figures["mrr"] <= 1

@@ -260,7 +260,11 @@ def test_guesses_are_those_the_codec_codes_with(
     config = replace(tiny_config, segment=256)
     rows = SearchRows(
         np.ones((config.vocabulary + config.word_rows, config.vector), np.float32),
-        np.zeros((config.code_bytes, 256, config.vector // config.code_bytes), np.float32),
+        {
+            config.code_bytes: np.zeros(
+                (config.code_bytes, 256, config.vector // config.code_bytes), np.float32
+            )
+        },
     )
     codec = Codec(from_networks(config, tiny_tokenizer, tiny_vae, rows, DiT.for_text(config)))
     calls = []
