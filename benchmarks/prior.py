@@ -15,6 +15,8 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import click
@@ -28,13 +30,16 @@ from colazip.codec import Codec, Gist
 from colazip.continuation import fill_in, go_on
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
+from colazip.layers import BLOCK_BYTES, GIST
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, Sampling
 from colazip.variations import choose_missing, infill, reread, score, text_tokens, vary, write_in
 
 MISSING = (0.1, 0.3, 0.5)
+GAPS = ((4, "fourth"), (2, "other"))  # of which patches one is missing
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _JUDGE_BYTES = 8 << 20
+_NONE = "-"
 _PARTS = ("denoise", "fill", "continue", "strength", "score")
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -66,6 +71,19 @@ class Sample:
         """The likeliest tokens behind gists, in one pass of the decoder."""
         return self.codec.read_tokens([Gist(tokens, detail) for tokens in gists])
 
+    def rate(self, detail: int) -> float:
+        """Bits of a gist a byte of text; those of the records that have one."""
+        codec, parts = Codec(self.codec.model, detail=detail), [text.encode() for text in self.originals]
+        blocks = groupby(
+            zip(np.cumsum([len(p) for p in parts]) // (BLOCK_BYTES // 2), parts, strict=True), itemgetter(0)
+        )
+        coded = [[part for _, part in some] for _, some in blocks]
+        taken = told = 0
+        for some, block in zip(coded, codec.encode_blocks(coded, layers=(GIST,)), strict=True):
+            taken += len(block.layers.get(GIST, b""))
+            told += sum(len(some[slot]) for slot in codec.gists(block))
+        return 8 * taken / max(1, told)
+
     def patches(self, values: np.ndarray) -> np.ndarray:
         """Values of tokens [T, C] -> of their patches [P, K * C]."""
         padded = np.pad(values, ((0, -len(values) % self.patch), (0, 0)))
@@ -91,43 +109,51 @@ class Sample:
 
 
 def denoising(sample: Sample, frequency: np.ndarray, options: Sampling) -> Table:
-    """What gists leave open, read by the decoder's one pass against with the prior's help; last with every
-    other patch missing too. There the decoder takes the commonest token in the holes, and the coder is a
-    third. frequency: int64 [V], of the texts beside the sample.
-    """
-    rows: Table = [("gist", "tokens right, decoder", "prior", "cosine, decoder", "prior")]
+    """What gists leave open, and patches of the least one that are missing: read by the decoder's one pass
+    (in holes the commonest token) against with the prior's help; in holes the coder is a third.
 
-    def add(name: str, direct: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> None:
-        read, changed = sample.judge(direct), sample.judge(other)
-        shares = f"{read[0]:.1%}", f"{changed[0]:.1%}", f"{read[1]:.3f}", f"{changed[1]:.3f}"
-        rows.append((name, *shares))
+    What is kept, in bits a byte: the gist's own bits, less the share of the tokens that is missing.
+    frequency: int64 [V], of the texts beside the sample.
+    """
+    rows: Table = [("what is kept", "bits a byte", *_judged("tokens right"), *_judged("cosine"))]
+
+    def add(name: str, rate: float, *readings: Sequence[np.ndarray]) -> None:
+        judged = [sample.judge(tokens) for tokens in readings]
+        blank = [_NONE] * (3 - len(judged))
+        shares, cosines = [f"{right:.1%}" for right, _ in judged], [f"{near:.3f}" for _, near in judged]
+        rows.append((name, f"{rate:.2f}", *shares, *blank, *cosines, *blank))
         note(f"denoise: {' '.join(rows[-1])}")
 
-    codec = sample.codec
+    codec, rate = sample.codec, 0.0
     for detail, gists in enumerate(sample.gists):
+        rate = sample.rate(detail)
         pieces = [Gist(tokens, detail) for tokens in gists]
-        add(f"detail {detail}", sample.read(gists, detail), reread(codec, pieces, options=options))
+        add(f"gist of detail {detail}", rate, sample.read(gists, detail), reread(codec, pieces))
     least = sample.cells.details - 1
-    pieces = [Gist(tokens, least) for tokens in sample.gists[least]]
-    holes = [np.arange(len(v)) % 2 == 1 for v in sample.latents]
     commonest = sample.cells.named(np.asarray(frequency.argmax()), least)
-    written = [
-        fill_in(codec.model, t, m, detail=least, temperature=options.temperature, seed=options.seed + i)
-        for i, (t, m) in enumerate(zip(sample.gists[least], sample.lost(holes), strict=True))
-    ]
-    direct = sample.read(
-        [np.where(m, commonest, t) for t, m in zip(sample.gists[least], sample.lost(holes), strict=True)],
-        least,
-    )
-    name = f"detail {least}, every other patch missing"
-    add(name, direct, reread(codec, pieces, holes, options))
-    named = sample.read([sample.cells.named(t, least) for t in written], least)
-    add(
-        f"{name}; coder for prior",
-        direct,
-        [np.where(m, w, r) for m, w, r in zip(sample.lost(holes), written, named, strict=True)],
-    )
+    for every, name in GAPS:
+        holes = [np.arange(len(v)) % every == every - 1 for v in sample.latents]
+        lost = sample.lost(holes)
+        kept = 1.0 - sum(int(m.sum()) for m in lost) / max(1, sum(map(len, lost)))
+        pairs = list(zip(lost, sample.gists[least], strict=True))
+        blank = [np.where(m, commonest, t) for m, t in pairs]
+        written = [
+            fill_in(codec.model, t, m, detail=least, temperature=options.temperature, seed=options.seed + i)
+            for i, (m, t) in enumerate(pairs)
+        ]
+        around = sample.read([sample.cells.named(t, least) for t in written], least)
+        add(
+            f"every {name} patch missing",
+            kept * rate,
+            sample.read(blank, least),
+            reread(codec, [Gist(t, least) for t in blank], holes),
+            [np.where(m, w, r) for m, w, r in zip(lost, written, around, strict=True)],
+        )
     return rows
+
+
+def _judged(what: str) -> tuple[str, str, str]:
+    return f"{what}: decoder", "prior", "coder"
 
 
 def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from colazip.errors import UsageError
 from colazip.nn.dit import DiT, History, knowledge
-from colazip.nn.entries import EntryDiT
+from colazip.nn.entries import NOWHERE, EntryDiT
 from colazip.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Vectors = np.ndarray  # float32 [P, C]
 _CODEBOOK_BATCH = 4
+_ROUNDS = 4  # in which missing entries of a codebook are named
 _LAST_TIME = 0.98  # behind it the noise is far below the grain of any data worth a score
 
 
@@ -73,8 +74,11 @@ class Prior:
         """Sequences with the missing vectors (bool [P] each) drawn anew; the others come back as they are.
 
         Within a block the network sees what is known on both sides; of other blocks, those before. A network
-        over entries of a codebook takes the whole sequence as one block.
+        over entries of a codebook sees the whole sequence and draws nothing: it names the likeliest entries
+        (`name`), whatever the options.
         """
+        if isinstance(self.network, EntryDiT):
+            return self._filled(self.network, sequences, missing)
         return self._sample(sequences, self._reaches(sequences, missing), options or Sampling())
 
     def generate(
@@ -106,7 +110,8 @@ class Prior:
     @torch.inference_mode()
     def score(self, sequences: Sequence[Vectors], *, draws: int = 16, seed: int = 0) -> np.ndarray:
         """How likely each sequence is, float64 [N]: minus the bits a value that a variational bound gives, up
-        to a constant of the data. Higher is likelier; compare scores of one prior only.
+        to a constant of the data. Higher is likelier; compare scores of one prior only. A prior over entries
+        gives `told_by_the_rest` of the nearest ones, with `draws` passes.
 
         The bound is the integral over time of the flow's squared error, t / (1 - t) of it at time t, which is
         the error of the noise over the log signal-to-noise ratio (arXiv 2107.00630). draws: times, evenly
@@ -116,7 +121,8 @@ class Prior:
             raise UsageError(f"draws {draws}: must be at least 1")
         self._check(sequences)
         if isinstance(self.network, EntryDiT):
-            return self._told_by_the_rest(self.network, sequences, draws)
+            entries = [self._nearest(self.network, s) for s in sequences]
+            return self.told_by_the_rest(entries, draws) * (self.network.parts / self.network.channels)
         result = np.zeros(len(sequences))
         times = _LAST_TIME * (np.arange(draws) + 0.5) / draws
         for rows, data, valid in self._batches(sequences):
@@ -139,31 +145,88 @@ class Prior:
         known: int64 [P, K], see `EntryDiT`; members: bool [S, V], the entries that each set holds. Raises
         UsageError if the prior is one over values.
         """
-        network = self.network
-        if not isinstance(network, EntryDiT):
-            raise UsageError("this prior is over values and knows no entries")
+        network = self._over_entries()
         device = network.deviation.device
         sets = torch.from_numpy(members).to(device)
         for one in known:
             logs = network.chances(torch.from_numpy(np.asarray(one, np.int64)).to(device)[None], sets)
             yield (logs / np.log(2.0)).cpu().numpy()
 
-    @staticmethod
-    def _told_by_the_rest(network: EntryDiT, sequences: Sequence[Vectors], passes: int) -> np.ndarray:
-        device, everything = network.deviation.device, len(network.table)
-        sets = torch.ones(1, everything, dtype=torch.bool, device=device)
-        result = np.zeros(len(sequences))
-        for i, sequence in enumerate(sequences):
-            vectors = torch.from_numpy(np.asarray(sequence, np.float32)).to(device) / network.deviation
-            entries, total = network.nearest(vectors), 0.0
-            step = min(passes, len(entries))
-            for first in range(step):
-                known = entries.clone()
-                known[first::step] = everything
-                logs = network.chances(known[None], sets)
-                total += float(logs.gather(1, entries[first::step].reshape(-1, 1)).sum())
-            result[i] = total / max(1, vectors.numel()) / np.log(2.0)
+    def name(
+        self, known: Sequence[np.ndarray], members: np.ndarray, *, least: float = 0.0
+    ) -> list[np.ndarray]:
+        """Sequences with the likeliest entry in place of every part of which nothing is known: set 0, which
+        has to hold all entries. Named in a few rounds, those that the prior is surest of first, so that the
+        others can heed them.
+
+        known, members: as of `chances`. least: where no entry has this probability in the end, the commonest
+        one of all stands. Returns int64 [P, K] each. Raises UsageError.
+        """
+        everything, commonest = members.shape[1], int(self._over_entries().common.argmax())
+        result = [np.array(one, np.int64) for one in known]
+        for one in result:
+            for left in range(_ROUNDS, 0, -1):
+                missing = np.flatnonzero(one == everything)
+                if not len(missing):
+                    break
+                (logs,) = self.chances([one], members)
+                likely = logs[one[one >= everything] == everything]
+                unsure = np.exp2(likely.max(1)) < least
+                chosen = np.argsort(-likely.max(1), kind="stable")[: -(-len(missing) // left)]
+                if left > 1:
+                    chosen = chosen[~unsure[chosen]]
+                named = np.where(unsure, commonest, likely.argmax(1))
+                one.flat[missing[chosen]] = named[chosen]
         return result
+
+    def _filled(
+        self, network: EntryDiT, sequences: Sequence[Vectors], missing: Sequence[np.ndarray]
+    ) -> list[Vectors]:
+        self._check(sequences)
+        self._reaches(sequences, missing)
+        codebook = network.codebook.cpu().numpy()
+        known = [
+            np.where(holes[:, None], len(codebook), self._nearest(network, sequence))
+            for sequence, holes in zip(sequences, missing, strict=True)
+        ]
+        named = self.name(known, np.ones((1, len(codebook)), bool))
+        return [
+            np.where(holes[:, None], codebook[entries].reshape(sequence.shape), sequence).astype(np.float32)
+            for entries, holes, sequence in zip(named, missing, sequences, strict=True)
+        ]
+
+    @staticmethod
+    def _nearest(network: EntryDiT, sequence: Vectors) -> np.ndarray:
+        """The entry nearest to each part of vectors [P, K * C]: int64 [P, K]."""
+        vectors = torch.from_numpy(np.asarray(sequence, np.float32)).to(network.deviation.device)
+        return network.nearest(vectors / network.deviation).cpu().numpy()
+
+    @torch.inference_mode()
+    def told_by_the_rest(self, entries: Sequence[np.ndarray], passes: int = 16) -> np.ndarray:
+        """How well the parts of each sequence of entries of a codebook, int64 [P, K], tell one another: the
+        mean over the parts of log2 of the probability of each given the others (a pseudo-likelihood),
+        float64 [N].
+
+        NOWHERE at the end is no part. passes: in each, every so many-th part is hidden. Raises UsageError if
+        the prior is one over values.
+        """
+        everything = len(self._over_entries().table)
+        members, result = np.ones((1, everything), bool), np.zeros(len(entries))
+        for i, one in enumerate(entries):
+            flat = np.asarray(one, np.int64).reshape(-1)
+            count, total = int((flat != NOWHERE).sum()), 0.0
+            for first in range(min(passes, count)):
+                known = flat.copy()
+                known[first:count:passes] = everything
+                (logs,) = self.chances([known.reshape(one.shape)], members)
+                total += float(np.take_along_axis(logs, flat[first:count:passes, None], 1).sum())
+            result[i] = total / max(1, count)
+        return result
+
+    def _over_entries(self) -> EntryDiT:
+        if not isinstance(self.network, EntryDiT):
+            raise UsageError("this prior is over values and knows no entries")
+        return self.network
 
     # -- sampling
 

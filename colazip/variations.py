@@ -19,8 +19,8 @@ from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
-_HEED = 1.0  # how much the prior's word counts beside the decoder's; 0 is the decoder alone
-_ROUNDS = 4  # in which missing tokens are named
+_HEED = 0.05  # power of the prior's probabilities beside the decoder's; 0 is the decoder alone
+_LEAST = 0.1  # probability of a token that the prior names in a hole; below, the commonest token stands
 _TRIED = 128  # patches of a text that tell how much noise changes its tokens
 
 Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
@@ -65,7 +65,7 @@ def reread(
 ) -> list[np.ndarray]:
     """Tokens int64 [T] of gists of a segment at most, what they leave open found with the prior's help.
 
-    A prior that knows the tokens speaks beside the decoder, and the token stays that a mixture of both holds
+    A prior that knows the tokens speaks beside the decoder, and the token stays that a product of both holds
     for likeliest. One over values alone draws, and the nearest token in the cell stays. holes: bool [P] each,
     patches of which nothing is known.
     """
@@ -76,11 +76,12 @@ def reread(
     known = [cells.known(p.tokens, p.detail) for p in pieces]
     tokens = [np.array(p.tokens, np.int64) for p in pieces]
     if holes is not None:
-        for told, read, hole in zip(known, tokens, holes, strict=True):
-            missing = np.repeat(hole, patch)[: len(told)]
+        lost = [np.repeat(hole, patch)[: len(t)] for hole, t in zip(holes, tokens, strict=True)]
+        for told, missing in zip(known, lost, strict=True):
             told[missing] = len(cells.class_of)
-            _name_surest_first(prior, told, sets, patch)
-            read[missing] = told[missing]
+        named = prior.name([_parts(told, patch) for told in known], sets, least=_LEAST)
+        for told, read, missing, parts in zip(known, tokens, lost, named, strict=True):
+            told[missing] = read[missing] = parts.reshape(-1)[: len(told)][missing]
     filled = [Gist(cells.named(t, p.detail), p.detail) for t, p in zip(tokens, pieces, strict=True)]
     said = prior.chances([_parts(told, patch) for told in known], sets)
     for read, told, gist, own, other in zip(
@@ -90,23 +91,9 @@ def reread(
         # Of the tokens that were missing, the decoder says again only what it is not asked here.
         own = own[open_[cells.is_open(gist.tokens, gist.detail)]]
         choices = cells.token_of[cells.class_of[read[open_]]]  # [n, slots]
-        both = np.exp2(own) + _HEED * np.exp2(np.take_along_axis(other, choices, 1))
+        both = own + _HEED * np.take_along_axis(other, choices, 1)
         read[open_] = np.take_along_axis(choices, both.argmax(1)[:, None], 1)[:, 0]
     return tokens
-
-
-def _name_surest_first(prior: Prior, known: np.ndarray, sets: np.ndarray, patch: int) -> None:
-    """Put tokens in place of all that is missing in `known`, int64 [T]: in a few rounds, each of which names
-    those that the prior is surest of, so that the others can heed them."""
-    everything = sets.shape[1]
-    for left in range(_ROUNDS, 0, -1):
-        missing = np.flatnonzero(known == everything)
-        if not len(missing):
-            return
-        (logs,) = prior.chances([_parts(known, patch)], sets)
-        logs = logs[known[known >= everything] == everything]
-        chosen = np.argsort(-logs.max(1), kind="stable")[: -(-len(missing) // left)]
-        known[missing[chosen]] = logs[chosen].argmax(1)
 
 
 def _parts(known: np.ndarray, patch: int) -> np.ndarray:
@@ -238,12 +225,20 @@ def write_in(
 def infill(
     codec: Codec, pieces: Sequence[np.ndarray], holes: Sequence[np.ndarray], options: Sampling
 ) -> list[np.ndarray]:
-    """Tokens int64 [T] of segments with the patches of `holes`, bool [P], drawn anew by the prior."""
-    prior, cells = Prior.from_codec(codec), codec.model.cells
+    """Tokens int64 [T] of segments with the patches of `holes`, bool [P], filled in by the prior: the
+    likeliest ones, or drawn if it is one over values alone."""
+    prior, cells, patch = Prior.from_codec(codec), codec.model.cells, codec.model.config.patch
+    if codec.model.config.prior_features:
+        known = []
+        for piece, hole in zip(pieces, holes, strict=True):
+            missing = np.repeat(hole, patch)[: len(piece)]
+            known.append(_parts(np.where(missing, len(cells.class_of), piece), patch))
+        named = prior.name(known, cells.sets())
+        return [told.reshape(-1)[: len(p)] for told, p in zip(named, pieces, strict=True)]
     latents = [_patches(codec, cells.places[p]) for p in pieces]
     result = []
     for drawn, piece, hole in zip(prior.infill(latents, holes, options), pieces, holes, strict=True):
-        missing = np.repeat(hole, codec.model.config.patch)[: len(piece)]
+        missing = np.repeat(hole, patch)[: len(piece)]
         tokens = np.array(piece, np.int64)
         tokens[missing] = cells.anywhere(_tokens(codec, drawn, len(piece))[missing])
         result.append(tokens)
@@ -323,16 +318,22 @@ def score(
 ) -> np.ndarray:
     """How likely each text is, float64 [N]; higher is likelier, nan for an empty text.
 
-    by: `coder` gives minus the bits a token that coding the text takes (`Codec.bits`), `prior` the
-    `Prior.score` of the latents of its tokens, the mean over its patches. Raises UsageError.
+    by: `coder` gives minus the bits a token that coding the text takes (`Codec.bits`), `prior` what the
+    tokens tell of one another (`Prior.told_by_the_rest`), or if it is one over values alone the `Prior.score`
+    of their latents. Raises UsageError.
     """
     _check_writer(by)
     if by == CODER:
         counts = np.array([len(tokens) for tokens in text_tokens(codec, texts)])
         return np.where(counts > 0, -codec.bits(texts) / np.maximum(counts, 1), np.nan)
     pieces = [_segments(codec, tokens) for tokens in text_tokens(codec, texts)]
-    latents = [_patches(codec, codec.model.cells.places[p]) for some in pieces for p in some]
-    scores = iter(Prior.from_codec(codec).score(latents, draws=draws, seed=seed))
+    prior, flat = Prior.from_codec(codec), [p for some in pieces for p in some]
+    if codec.model.config.prior_features:
+        found = prior.told_by_the_rest([_parts(p, codec.model.config.patch) for p in flat], draws)
+    else:
+        latents = [_patches(codec, codec.model.cells.places[p]) for p in flat]
+        found = prior.score(latents, draws=draws, seed=seed)
+    scores = iter(found)
     result = np.full(len(texts), np.nan)
     for i, some in enumerate(pieces):
         if some:

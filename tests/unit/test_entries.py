@@ -112,8 +112,14 @@ def test_chances_are_of_what_is_possible() -> None:
 
 def test_a_prior_over_values_has_no_chances() -> None:
     prior = Prior(DiT(4, StackConfig(32, 1, 2), 4))
-    with pytest.raises(UsageError, match="no entries"):
-        next(prior.chances([np.zeros((1, 2), np.int64)], np.ones((1, ENTRIES), bool)))
+    entries, members = [np.zeros((1, 2), np.int64)], np.ones((1, ENTRIES), bool)
+    for use in (
+        lambda: next(prior.chances(entries, members)),
+        lambda: prior.name(entries, members),
+        lambda: prior.told_by_the_rest(entries),
+    ):
+        with pytest.raises(UsageError, match="no entries"):
+            use()
 
 
 def test_padding_changes_nothing() -> None:
@@ -157,3 +163,33 @@ def test_it_learns_the_order() -> None:
     more = prior.generate([v[:4] for v in values], 2, Sampling(4))
     near = np.stack(more).reshape(-1, 2) @ codebook().numpy().T
     assert (near.argmax(1) == entries[:, 4:].reshape(-1)).mean() > 0.6
+
+
+def test_it_names_what_is_missing() -> None:
+    prior, members = counting_prior(), telling().members.numpy()
+    torch.manual_seed(6)
+    entries = list(rounds(20).numpy())
+    known = [one.copy() for one in entries]
+    for one in known:
+        one[2], one[5, 1] = ENTRIES, NOWHERE
+    named = prior.name(known, members)
+    assert np.mean([n[2] == e[2] for n, e in zip(named, entries, strict=True)]) > 0.9
+    told = known[0] != ENTRIES
+    assert np.array_equal(named[0][told], known[0][told])
+    commonest = int(prior.network.common.argmax())
+    assert (prior.name(known, members, least=1.1)[0][2] == commonest).all()
+    values = codebook().numpy()[entries[0]].reshape(6, -1)
+    (filled,) = prior.infill([values], [np.arange(6) == 2])
+    assert np.allclose(filled[2].reshape(PARTS, -1), codebook().numpy()[named[0][2]], atol=1e-6)
+
+
+def test_parts_tell_one_another() -> None:
+    prior = counting_prior()
+    torch.manual_seed(7)
+    entries = rounds(1)[0].numpy()
+    longer = np.concatenate([entries, np.full_like(entries[:1], NOWHERE)])
+    told, padded = prior.told_by_the_rest([entries, longer], 4)
+    assert told == pytest.approx(padded, abs=0.3) and -1.0 < told <= 0.0
+    assert prior.told_by_the_rest([entries[:0]]) == 0.0
+    (score,) = prior.score([codebook().numpy()[entries].reshape(6, -1)], draws=4)
+    assert score == pytest.approx(told / 2, abs=1e-4)
