@@ -100,7 +100,7 @@ def passages(file: Path, model: Path | None, limit: int, long: int) -> None:
     note(f"{len(texts)} documents, {sum(map(len, texts)) / 1e6:.2f} MB, {len(queries)} queries")
     rows = []
     for size in SIZES:
-        codec = Codec.from_pretrained(model, passage_tokens=size)
+        codec = Codec.from_pretrained(model, passage_tokens=size, context=True)
         found = measure(codec, texts, codec.vectors(queries), owners)
         rows.append([str(size or "one code a document"), f"{found[0]:.2f}", *(f"{f:.3f}" for f in found[1:])])
         note(f"{rows[-1]}")

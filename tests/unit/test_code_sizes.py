@@ -13,6 +13,7 @@ import torch
 
 from colazip.archive import Archive
 from colazip.archive.format import FOOTER, dump_manifest
+from colazip.cli.main import main
 from colazip.codec import Codec
 from colazip.config import EncoderConfig, ModelConfig
 from colazip.errors import FormatError, ModelError, UsageError
@@ -136,6 +137,13 @@ def test_models_of_several_sizes_are_kept_and_loaded(
     assert loaded.id == identity and loaded.config == config
     for size, book in search.codebooks.items():
         assert np.array_equal(loaded.codebooks[size], book.astype(np.float16).astype(np.float32))
+    source, archive = tmp_path / "texts.txt", tmp_path / "a.cola"
+    source.write_text("\n".join(TEXTS))
+    options = ["--format", "lines", "--layers", "search", "--model", str(tmp_path), "-o", str(archive)]
+    assert main(["pack", str(source), "--code-bytes", "7", *options]) == 2
+    assert main(["pack", str(source), "--code-bytes", "8", *options]) == 0
+    with Archive(archive, Codec(loaded)) as packed:
+        assert packed.manifest.code_bytes == LARGE_CODES
 
 
 @pytest.mark.parametrize("value", [[], [0], [True], "24", 24, [4, "8"], [1 << 21]])

@@ -539,7 +539,7 @@ def test_presets_without_a_gist_keep_exact_text_and_search_codes(preset: str) ->
     assert codec.decode_blocks(blocks) == text_blocks()
     mixed = [blocks[0], *codec.encode_blocks(text_blocks()[1:])]
     assert codec.decode_blocks(mixed) == text_blocks()
-    small = codec.encode_blocks(text_blocks())
+    small = Codec(tiny_model(), context=False).encode_blocks(text_blocks())
     assert [b.layers[SEARCH] for b in blocks] == [b.layers[SEARCH] for b in small]
     (alone,) = codec.encode_blocks(text_blocks()[:1], (PLAIN,), preset)
     assert dict(alone.layers) == {PLAIN: blocks[0].layers[PLAIN]}
@@ -588,7 +588,7 @@ def test_bytes_that_are_no_text_skip_the_networks() -> None:
     assert codec.plain_slots(block).tolist() == [0, 1]
     assert codec.search_codes(block)[0].tolist() == [1, 2]  # a short part is never left out of search
     assert codec.decode_blocks([block]) == [[noise, short, text]]
-    (vectors,) = codec.encode_blocks([[noise, short, text]], (SEARCH,))
+    (vectors,) = Codec(tiny_model(), context=True).encode_blocks([[noise, short, text]], (SEARCH,))
     assert vectors.layers[SEARCH] == block.layers[SEARCH]
 
 
