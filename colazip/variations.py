@@ -19,7 +19,9 @@ from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 if TYPE_CHECKING:
     from colazip.codec import Codec
 
-_HEED = 0.05  # power of the prior's probabilities beside the decoder's; 0 is the decoder alone
+# Power of the prior's probabilities beside the decoder's; 0 is the decoder alone, which knows more than the
+# prior that ships: of 26,374 open tokens 104 come right and 97 go wrong by a power of 0.05.
+_HEED = 0.0
 _LEAST = 0.1  # probability of a token that the prior names in a hole; below, the commonest token stands
 _TRIED = 128  # patches of a text that tell how much noise changes its tokens
 
@@ -29,8 +31,8 @@ Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
 def denoise(
     codec: Codec, blocks: Sequence[Block], *, detail: int | None = None, options: Sampling | None = None
 ) -> list[list[str]]:
-    """Readings of every part, as `Codec.read_gist` gives them, but what the gist leaves open is drawn by the
-    prior inside the cells that are known.
+    """Readings of every part, as `Codec.read_gist` gives them, but with the prior's help (`reread`), inside
+    the cells that are known.
 
     detail: read the gist as if it had been written with this one; None takes it as it is. Raises UsageError
     if it was written with less, or there is none such.
@@ -65,9 +67,10 @@ def reread(
 ) -> list[np.ndarray]:
     """Tokens int64 [T] of gists of a segment at most, what they leave open found with the prior's help.
 
-    A prior that knows the tokens speaks beside the decoder, and the token stays that a product of both holds
-    for likeliest. One over values alone draws, and the nearest token in the cell stays. holes: bool [P] each,
-    patches of which nothing is known.
+    A prior that knows the tokens names those of holes, the commonest token where it is unsure; then the
+    decoder reads what the gist leaves open, with the prior's word as far as that is heeded. A prior over
+    values alone draws, and the nearest token in the cell stays. holes: bool [P] each, patches of which
+    nothing is known.
     """
     if not codec.model.config.prior_features:
         return _drawn(codec, pieces, holes, options or Sampling())
@@ -83,6 +86,9 @@ def reread(
         for told, read, missing, parts in zip(known, tokens, lost, named, strict=True):
             told[missing] = read[missing] = parts.reshape(-1)[: len(told)][missing]
     filled = [Gist(cells.named(t, p.detail), p.detail) for t, p in zip(tokens, pieces, strict=True)]
+    if not _HEED:
+        named, read_by = [told < len(cells.class_of) for told in known], codec.read_tokens(filled)
+        return [np.where(m, t, r) for m, t, r in zip(named, tokens, read_by, strict=True)]
     said = prior.chances([_parts(told, patch) for told in known], sets)
     for read, told, gist, own, other in zip(
         tokens, known, filled, codec.rare_chances(filled), said, strict=True

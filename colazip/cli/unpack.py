@@ -31,7 +31,7 @@ from colazip.sampling import Sampling
 @click.option(
     "--denoise",
     is_flag=True,
-    help="With --from gist: let the model's prior draw what the gist leaves open.",
+    help="With --from gist: let the model's prior help to read what the gist leaves open.",
 )
 @click.option(
     "--detail",
