@@ -31,7 +31,7 @@ def test_all_tables() -> None:
     assert all((row[4] == "-") == row[0].startswith("gist") for row in tables["denoise"][1:])
     assert [row[0] for row in tables["fill"][1:]] == ["10%", "30%", "50%"]
     assert float(tables["strength"][1][2]) >= float(tables["strength"][-1][2])
-    assert tables["strength"][1][1] == tables["denoise"][1][1]
+    assert tables["strength"][1][1] == tables["denoise"][1][2]
     assert tables["continue"][1][0] == "what stands there" and len(tables["continue"]) == 7
     assert tables["score"][1][1] == "6"
     assert len(report.samples) == 6 and report.text().count("| ---") > 5
