@@ -23,7 +23,7 @@ import numpy as np
 
 from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
-from colazip.context import summands
+from colazip.context import Network, summands
 from colazip.decode import decode_exact, decode_gist, rare_chances, read_tokens
 from colazip.entropy import encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
@@ -49,6 +49,7 @@ _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 # A GPU takes about as long for few lanes as for many.
 _BLOCKS_AT_ONCE_GPU = 128
 _BATCH, _BATCH_GPU = 64, 256
+_MANY_TOKENS = 512  # from here on torch reads words in context faster than NumPy with its int8 products
 _SCORED_AT_ONCE = 64  # texts: each has a memory of its own, of 768 KiB
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
@@ -480,7 +481,13 @@ class Codec:
         if self.model.config.search_encoder is None or not context:
             return [self.model.rows.patches(tokens, self._patch) for tokens in texts]
         model = self.model
-        network = model.quick_encoder if "torch" in sys.modules else model.search_encoder
+        network: Network | None
+        if "torch" not in sys.modules:
+            network = model.search_encoder
+        elif sum(map(len, texts)) < _MANY_TOKENS:
+            network = model.quick_encoder
+        else:
+            network = model.context_encoder
         assert network is not None
         return summands(model.rows, network, texts, self._patch)
 

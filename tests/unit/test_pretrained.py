@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from colazip.errors import ColazipError, InputError, ModelError
@@ -118,3 +119,13 @@ def test_the_embedded_default_loads_and_stays_small() -> None:
     assert (DEFAULT / "weights.safetensors").stat().st_size <= 20_000_000
     model = load()
     assert model.id == describe()["id"]
+
+
+def test_words_are_read_in_context_alike_by_all_implementations() -> None:
+    model = load()
+    units = np.random.default_rng(0).normal(size=(3, 40, model.config.vector)).astype(np.float32)
+    valid = np.arange(40)[None] < np.array([40, 7, 1])[:, None]
+    networks = model.search_encoder, model.quick_encoder, model.context_encoder
+    first, *others = (network(units * valid[..., None], valid) for network in networks if network)
+    assert len(others) == 2 and np.abs(first).max() > 0
+    assert all(np.array_equal(first, other) for other in others)
