@@ -121,11 +121,7 @@ class Codec:
         self._plain = ClassicalCoder(model.dictionary)
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
-        size = model.config.code_bytes if code_bytes is None else code_bytes
-        if size not in model.config.codes:
-            sizes = " or ".join(map(str, model.config.codes))
-            raise UsageError(f"search codes of {size} bytes: this model makes codes of {sizes}")
-        self._codebook = model.codebooks[size]
+        self._codebook = _codebook(model, model.config.code_bytes if code_bytes is None else code_bytes)
         self._context = context
         self._passage_tokens = passage_tokens
         self._abridger = None if brief is None else Abridger(brief, model.tokenizer, model.rows)
@@ -212,10 +208,8 @@ class Codec:
         """This codec for codes of another size. Raises UsageError for one that the model does not have."""
         if code_bytes == len(self._codebook):
             return self
-        if code_bytes not in self.model.config.codes:
-            raise UsageError(f"search codes of {code_bytes} bytes: this model makes none of that size")
         other = copy.copy(self)
-        other._codebook = self.model.codebooks[code_bytes]
+        other._codebook = _codebook(self.model, code_bytes)
         return other
 
     # -- one self-contained blob a record
@@ -803,6 +797,14 @@ def _split_gist(block: Block, details: int) -> tuple[list[int], bytes]:
     if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
         raise FormatError("gist layer: more tokens than a block can hold")
     return tokens, reader.rest()
+
+
+def _codebook(model: Model, size: int) -> np.ndarray:
+    """Centroids of codes of `size` bytes. Raises UsageError if the model makes none."""
+    if size not in model.config.codes:
+        sizes = " or ".join(map(str, model.config.codes))
+        raise UsageError(f"search codes of {size} bytes: this model makes codes of {sizes}")
+    return model.codebooks[size]
 
 
 def _no_sums(lanes: Lanes, table: np.ndarray, context: bool) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from colazip.nn.dit import DiT
     from colazip.nn.entries import EntryDiT
     from colazip.nn.portable import ContextEncoder as PortableEncoder
-    from colazip.nn.portable import PortableNetworks
+    from colazip.nn.portable import PortableNetworks, Product
     from colazip.nn.vae import TextVAE
     from colazip.tokenizer import Tokenizer
 
@@ -90,20 +90,24 @@ class Model:
     @cached_property
     def search_encoder(self) -> PortableEncoder | None:
         """What adds context to the rows, in NumPy; None in a model without."""
-        from colazip.nn.portable import ContextEncoder, Weights
+        from colazip.nn.portable import float_product
 
-        config = self.config.search_encoder
-        return None if config is None else ContextEncoder(config, Weights(self.tensors, "search.encoder."))
+        return self._encoder_in_numpy(float_product)
 
     @cached_property
     def quick_encoder(self) -> PortableEncoder | None:
         """The same with torch's int8 products."""
-        from colazip.nn.portable import ContextEncoder, Weights
         from colazip.nn.quick import int8_product
 
+        return self._encoder_in_numpy(int8_product)
+
+    def _encoder_in_numpy(self, product: Callable[[np.ndarray], Product]) -> PortableEncoder | None:
+        from colazip.nn.portable import ContextEncoder, Weights
+
         config = self.config.search_encoder
-        weights = Weights(self.tensors, "search.encoder.", int8_product)
-        return None if config is None else ContextEncoder(config, weights)
+        if config is None:
+            return None
+        return ContextEncoder(config, Weights(self.tensors, "search.encoder.", product))
 
     @cached_property
     def context_encoder(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
@@ -112,10 +116,9 @@ class Model:
 
         from colazip.nn.context import ContextEncoder
 
-        config = self.config.search_encoder
-        if config is None:
+        if self.config.search_encoder is None:
             return None
-        network = ContextEncoder(self.config.vector, config.width, config.layers, config.heads, config.hidden)
+        network = ContextEncoder.for_text(self.config)
         _import(network, "search.encoder.", self.tensors)
 
         def run(units: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from colazip.config import ModelConfig
 from colazip.nn.exact import ExactLinear
 from colazip.nn.layers import ExactBlock
 
@@ -25,6 +26,13 @@ class ContextEncoder(nn.Module):
         self.enter = ExactLinear(vector, 3 * width, norm=True)
         self.blocks = nn.ModuleList(ExactBlock(width, heads, hidden, causal=False) for _ in range(layers))
         self.leave = ExactLinear(width, vector, norm=True, zero=True)
+
+    @classmethod
+    def for_text(cls, config: ModelConfig) -> ContextEncoder:
+        """The encoder of a model that has one; it adds nothing yet."""
+        shape = config.search_encoder
+        assert shape is not None
+        return cls(config.vector, shape.width, shape.layers, shape.heads, shape.hidden)
 
     def forward(self, units: Tensor, valid: Tensor, *, fast: bool = False) -> Tensor:
         """units: [B, U, D], zeros where there is none; valid: bool [B, U] -> [B, U, D].

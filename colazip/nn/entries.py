@@ -162,8 +162,7 @@ class EntryDiT(DiTStack):
     ) -> Tensor:
         """Velocities [B, P, K * C] of whole sequences at once, as of `DiT.forward`."""
         taken = self._take_in(noisy, t, known, valid)
-        before = functional.embedding(self.nearest(clean), functional.pad(self.table, (0, 1)))
-        before = before * valid[..., None, None]
+        before = self._clean_inputs(clean, valid)
         mask = self.training_mask(valid, history)[:, None]
         clean_now = self._foresee(taken, self.queries(taken.inputs, t, mask, before))
         return (clean_now - noisy) / (1.0 - t)[..., None]
@@ -179,11 +178,14 @@ class EntryDiT(DiTStack):
 
     def finish(self, x: Tensor, past: History, valid: Tensor | None = None) -> None:
         """Append a finished block [B, n, K * C], of which each part counts as the nearest entry."""
-        inputs = functional.embedding(self.nearest(x), functional.pad(self.table, (0, 1)))
-        if valid is not None:
-            inputs = inputs * valid[..., None, None]
+        inputs = self._clean_inputs(x, valid)
         self.run(self.enter(inputs.flatten(-2)), 1.0, past, valid, keep=True)
         past.length += x.shape[1]
+
+    def _clean_inputs(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """What enters for finished vectors [B, N, K * C], of which each part counts as the nearest entry."""
+        inputs = functional.embedding(self.nearest(x), functional.pad(self.table, (0, 1)))
+        return inputs if valid is None else inputs * valid[..., None, None]
 
     def nearest(self, x: Tensor) -> Tensor:
         """Vectors [..., K * C] in units of the deviation -> the entry nearest to each part [..., K]."""

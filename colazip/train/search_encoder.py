@@ -148,13 +148,6 @@ def on_grid(table: Tensor) -> Tensor:
     return straight_through(table, torch.round(table.detach() / scale) * scale)
 
 
-def new_encoder(config: ModelConfig) -> ContextEncoder:
-    """An encoder that adds nothing yet."""
-    shape = config.search_encoder
-    assert shape is not None
-    return ContextEncoder(config.vector, shape.width, shape.layers, shape.heads, shape.hidden)
-
-
 def train_encoder(
     config: ModelConfig,
     schedule: EncoderSchedule,
@@ -171,7 +164,7 @@ def train_encoder(
     encoder, and validation figures."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
-        encoder = new_encoder(config).to(device)
+        encoder = ContextEncoder.for_text(config).to(device)
     table = nn.Parameter(_balanced(config, schedule, rows, tokenizer, train).to(device))
     width = 0 if train.passage_vectors is None else train.passage_vectors.shape[1]
     to_teacher = nn.Parameter(torch.zeros(width, config.vector, device=device))
