@@ -97,30 +97,43 @@ def rank(queries: np.ndarray, passages: np.ndarray) -> Ranking:
 
 
 def colazip_rows(data: RetrievalSet, codec: Codec, folder: Path) -> tuple[list[Row], Storage]:
-    """Search in a real archive with all layers, through the library, in every mode; and what it takes."""
-    path = folder / f"{data.name}.cola"
+    """Search in a real archive with all layers, through the library, in every mode, refined and not; and what
+    it takes."""
+    path, gist = folder / f"{data.name}.cola", folder / f"{data.name}-gist.cola"
     Archive.pack(path, [Record(text.encode()) for text in data.texts], codec=codec)
-    count = len(data.texts)
+    asked, passages = codec.vectors(data.queries), codec.vectors(data.texts)
+    rows = [_row(data, "colazip float32 vectors", passages[0].nbytes, rank(asked, passages))]
     with Archive(path, codec) as archive:
-        index = archive.build_index()
-        words, codes = index["words"] / count, archive.info()["bytes"]["search"] / count
-        asked, passages = codec.vectors(data.queries), codec.vectors(data.texts)
-        rows = [_row(data, "colazip float32 vectors", passages[0].nbytes, rank(asked, passages))]
-        for mode, size in (("semantic", codes), ("lexical", words), ("hybrid", codes + words)):
-            archive.search(data.queries[0], DEPTH, mode, snippets=False)  # reads the index
-            start = time.perf_counter()
-            ranking = [
-                [int(hit.id) for hit in archive.search(query, DEPTH, mode, snippets=False)]
-                for query in data.queries
-            ]
-            seconds = (time.perf_counter() - start) / len(data.queries)
-            rows.append(_row(data, f"colazip {mode}", size, ranking, 1000 * seconds))
         facts: dict[str, Any] = archive.info()
+        codes = facts["bytes"]["search"]
+        index = archive.build_index()
+        rows.append(_searched(data, archive, "semantic", codes))
+        rows.append(_searched(data, archive, "lexical", index["words"]))
+        rows.append(_searched(data, archive, "hybrid", codes + index["words"]))
+        finer = archive.build_index(overwrite=True, refine=True)["refine"]
+        rows.append(_searched(data, archive, "semantic", codes + finer, ", refined"))
+        rows.append(_searched(data, archive, "hybrid", codes + index["words"] + finer, ", refined"))
+        archive.strip(["exact"], gist)
+    with Archive(gist, codec) as archive:
+        archive.build_index(refine=True)
+        rows.append(_searched(data, archive, "semantic", codes + finer, ", refined by the gist"))
     stores = {
         ARCHIVE: facts["file_bytes"],
         f"{ARCHIVE} + index of words": facts["file_bytes"] + sum(index.values()),
+        f"{ARCHIVE} + finer vectors": facts["file_bytes"] + finer,
     }
     return rows, Storage(data.name, sum(len(text.encode()) for text in data.texts), stores)
+
+
+def _searched(data: RetrievalSet, archive: Archive, mode: str, size: int, note: str = "") -> Row:
+    """Every query, timed one after another. size: bytes of what the search reads, of all passages."""
+    archive.search(data.queries[0], DEPTH, mode, snippets=False)  # reads the index
+    start = time.perf_counter()
+    ranking = [
+        [int(hit.id) for hit in archive.search(query, DEPTH, mode, snippets=False)] for query in data.queries
+    ]
+    milliseconds = 1000 * (time.perf_counter() - start) / len(data.queries)
+    return _row(data, f"colazip {mode}{note}", size / len(data.texts), ranking, milliseconds)
 
 
 def peer_rows(data: RetrievalSet, embed: Vectors, folder: Path) -> tuple[list[Row], Storage]:

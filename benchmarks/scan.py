@@ -14,7 +14,9 @@ from colazip.archive.sidecar import SCANNED_CODES
 from colazip.coarse import SAMPLE_CODES, CoarseCodes, LargeIndex
 from colazip.codec import Codec
 from colazip.demo import handbook
+from colazip.refine import RefinedIndex, pack_finer
 from colazip.search import SearchIndex
+from colazip.vectors import unpack_nibbles
 
 DEPTH = 10
 QUERIES = 100
@@ -24,18 +26,23 @@ _NOISE = 0.5  # length of the noise, against texts of length one
 
 @dataclass(frozen=True)
 class ScanRow:
-    """milliseconds: median of a query on one thread. build_seconds: of an index for many codes, else 0."""
+    """milliseconds: median of a query on one thread. recall: of what an exact scan finds by the same scores.
+    build_seconds: of an index for many codes, else 0. used: whether archives are searched so."""
 
     codes: int
     index: str
     milliseconds: float
     recall: float
     build_seconds: float
-    chosen: bool
+    used: str
 
 
-def synthetic(codec: Codec, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(codes uint8 [count, M], queries float32 [QUERIES, D]) near the vectors of real text.
+YES, NO, REFINED = "yes", "no", "with --refine"
+
+
+def synthetic(codec: Codec, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(codes uint8 [count, M], finer vectors as `colazip.refine` packs them, queries float32 [QUERIES, D])
+    near the vectors of real text.
 
     Each stands for a random mixture of two passages of the handbook, and noise of half its length: denser
     than a corpus of that size, so neighbours are harder to tell apart.
@@ -58,8 +65,12 @@ def synthetic(codec: Codec, count: int, seed: int = 0) -> tuple[np.ndarray, np.n
         mixed = share * one + (1 - share) * other + noise
         return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
 
-    codes = [quantizer.compute_codes(draw(min(_CHUNK, count - at))) for at in range(0, count, _CHUNK)]
-    return np.concatenate(codes), draw(QUERIES)
+    codes, finer = [], []
+    for at in range(0, count, _CHUNK):
+        vectors = draw(min(_CHUNK, count - at))
+        codes.append(quantizer.compute_codes(vectors))
+        finer.append(pack_finer(vectors))
+    return np.concatenate(codes), np.concatenate(finer), draw(QUERIES)
 
 
 def measure(codec: Codec, sizes: Sequence[int]) -> list[ScanRow]:
@@ -69,13 +80,13 @@ def measure(codec: Codec, sizes: Sequence[int]) -> list[ScanRow]:
     faiss.omp_set_num_threads(1)
     rows = []
     for count in sizes:
-        codes, queries = synthetic(codec, count)
+        codes, finer, queries = synthetic(codec, count)
         owners = np.arange(count)
         scan = SearchIndex(codec.codebook)
         scan.add(codes, owners)
         exact, milliseconds = _timed(lambda query, index=scan: index.search(query, DEPTH)[0], queries)
         large = count > SCANNED_CODES
-        rows.append(ScanRow(count, "exact scan", milliseconds, 1.0, 0.0, not large))
+        rows.append(ScanRow(count, "exact scan", milliseconds, 1.0, 0.0, NO if large else YES))
         if large:
             start = time.perf_counter()
             coarse = CoarseCodes.train(codec.codebook, codes[:: max(1, count // SAMPLE_CODES)])
@@ -83,9 +94,26 @@ def measure(codec: Codec, sizes: Sequence[int]) -> list[ScanRow]:
             seconds = time.perf_counter() - start
             index = LargeIndex(codec.codebook, codes, owners, coarse)
             found, milliseconds = _timed(lambda query, index=index: index.search(query, DEPTH)[0], queries)
-            recall = np.mean([len(set(f) & set(e)) / DEPTH for f, e in zip(found, exact, strict=True)])
-            rows.append(ScanRow(count, "fast scan + exact ranks", milliseconds, float(recall), seconds, True))
+            rows.append(ScanRow(count, "fast scan", milliseconds, _recall(found, exact), seconds, YES))
+        refined = RefinedIndex(index if large else scan, finer)
+        found, milliseconds = _timed(lambda query, index=refined: index.search(query, DEPTH)[0], queries)
+        recall = _recall(found, _nearest(finer, queries))
+        name = f"{'fast' if large else 'exact'} scan, refined"
+        rows.append(ScanRow(count, name, milliseconds, recall, 0.0, REFINED))
     return rows
+
+
+def _recall(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> float:
+    return float(np.mean([len(set(f) & set(w)) / DEPTH for f, w in zip(found, wanted, strict=True)]))
+
+
+def _nearest(finer: np.ndarray, queries: np.ndarray) -> list[list[int]]:
+    """The DEPTH nearest of all finer vectors to each query."""
+    scores = np.empty((len(queries), len(finer)), np.float32)
+    for at in range(0, len(finer), _CHUNK):
+        vectors = unpack_nibbles(finer[at : at + _CHUNK]).astype(np.float32)
+        scores[:, at : at + _CHUNK] = queries @ vectors.T / np.linalg.norm(vectors, axis=1)
+    return np.argsort(-scores, axis=1)[:, :DEPTH].tolist()
 
 
 def _timed(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray) -> tuple[list[list[int]], float]:

@@ -148,9 +148,8 @@ def tables(
     if timed:
         out.append([("synthetic codes", "index", "ms a query", "recall@10", "built in s", "in use")])
         for line in timed:
-            built, used = f"{line.build_seconds:.1f}", "yes" if line.chosen else "no"
-            ms = f"{line.milliseconds:.1f}"
-            out[-1].append((f"{line.codes:,}", line.index, ms, f"{line.recall:.3f}", built, used))
+            built, ms = f"{line.build_seconds:.1f}", f"{line.milliseconds:.1f}"
+            out[-1].append((f"{line.codes:,}", line.index, ms, f"{line.recall:.3f}", built, line.used))
     return out
 
 
@@ -170,7 +169,11 @@ def panels(rows: Sequence[Row], timed: Sequence[scan.ScanRow]) -> list[Panel]:
     if timed:
         lines = []
         for label, colour in (("exact scan", "#9aa5b1"), ("as archives are searched", "#2f6fde")):
-            chosen = [row for row in timed if (row.index == label if label == "exact scan" else row.chosen)]
+            chosen = [
+                row
+                for row in timed
+                if (row.index == label if label == "exact scan" else row.used == scan.YES)
+            ]
             lines.append(Line(label, colour, [(math.log10(row.codes), row.milliseconds) for row in chosen]))
         ticks = {exponent: f"{10**exponent:,}" for exponent in range(4, 8)}
         labels = _within(ticks, lines)

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from colazip.errors import FormatError
-from colazip.search import SearchIndex, best_of_each, best_of_records, cosines, decode
+from colazip.search import among, best_of_each, best_of_records, code_cosines, decode
 
 SAMPLE_CODES = 50_000  # that the 4-bit codebooks are trained on
 _ENTRIES = 16
 _CHUNK = 1 << 16
 _FIRST_FETCH, _FETCH_EACH = 4096, 32  # candidates: at least so many, and so many a hit
+_NEAR_EACH = 4  # and so many for each code that is asked for as a candidate itself
 _SEED = 1234
 
 
@@ -111,24 +112,40 @@ class LargeIndex:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         query = np.ascontiguousarray(query, dtype=np.float32)
         if allowed is not None:
-            places = np.flatnonzero(allowed[self.owners])
-            chosen = SearchIndex(self._codebook)
-            chosen.add(self.codes[places], self.owners[places])
+            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
             positions, scores = chosen.search(query, k, None, group)
             return places[positions], scores
         fetch = max(_FIRST_FETCH, _FETCH_EACH * k)
         while True:
             positions = self._coarse.candidates(query, fetch)
-            scores = cosines(decode(self._codebook, self.codes[positions]), query)
+            scores = code_cosines(self._codebook, self.codes[positions], query)
             owners = self.owners[positions] if group else positions
             best, scores = best_of_each(positions, scores, owners, k)
             if len(best) == k or fetch >= len(self):
                 return best, scores
             fetch *= 4
 
+    def near(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """As `SearchIndex.near`."""
+        if allowed is not None:
+            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
+            return places[chosen.near(query, count)]
+        if not len(self) or not np.isfinite(query).all():
+            return np.empty(0, dtype=np.int64)
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        positions = self._coarse.candidates(query, max(_FIRST_FETCH, _NEAR_EACH * count))
+        if len(positions) <= count:
+            return positions
+        scores = code_cosines(self._codebook, self.codes[positions], query)
+        return np.sort(positions[np.argpartition(-scores, count)[:count]])
+
     def cosines(self, query: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `SearchIndex.cosines`."""
-        return best_of_records(self._codebook, self.codes, self.owners, query, records)
+        return best_of_records(
+            self.owners,
+            records,
+            lambda start, stop: code_cosines(self._codebook, self.codes[start:stop], query),
+        )
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

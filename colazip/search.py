@@ -6,6 +6,8 @@ A code is M bytes; it stands for the vector of its M centroids, which isn't of u
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 # Slack for sums that Faiss and NumPy round differently; vectors are about unit length.
@@ -64,7 +66,9 @@ class SearchIndex:
         none that it left out could score higher once divided by its length.
         """
         if allowed is not None:
-            return self._search_allowed(query, k, allowed, group)
+            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
+            positions, scores = chosen.search(query, k, None, group)
+            return places[positions], scores
         total = len(self)
         if total == 0 or k < 1 or not np.isfinite(query).all():
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
@@ -81,15 +85,15 @@ class SearchIndex:
                 return best, scores
             fetch = min(total, 4 * fetch)
 
-    def _search_allowed(
-        self, query: np.ndarray, k: int, allowed: np.ndarray, group: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`search` among some records: an index of their codes alone, so that k are found where k exist."""
-        places = np.flatnonzero(allowed[self.owners])
-        chosen = SearchIndex(self._codebook, self._owner_type)
-        chosen.add(self.codes[places], self.owners[places])
-        positions, scores = chosen.search(query, k, None, group)
-        return places[positions], scores
+    def near(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Candidates: positions of about the `count` codes nearest to a query, int64, ascending."""
+        if allowed is not None:
+            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
+            return places[chosen.near(query, count)]
+        if not len(self) or not np.isfinite(query).all():
+            return np.empty(0, dtype=np.int64)
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        return np.sort(self._index.search(query[None], min(count, len(self)))[1][0])
 
     def cosines(self, query: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How near these records are: (position of the best code int64 [n], its score float32 [n]).
@@ -97,7 +101,11 @@ class SearchIndex:
         A record without a code has position -1 and score NaN. records: int [n], distinct. Codes must have
         been added in the order of their records.
         """
-        return best_of_records(self._codebook, self.codes, self.owners, query, records)
+        return best_of_records(
+            self.owners,
+            records,
+            lambda start, stop: code_cosines(self._codebook, self.codes[start:stop], query),
+        )
 
     @property
     def codes(self) -> np.ndarray:
@@ -123,6 +131,19 @@ class SearchIndex:
         return self._owner_chunks[0] if self._owner_chunks else np.empty(0, dtype=self._owner_type)
 
 
+def among(
+    codebook: np.ndarray, codes: np.ndarray, owners: np.ndarray, allowed: np.ndarray
+) -> tuple[np.ndarray, SearchIndex]:
+    """(positions int64 [n] of the codes of allowed records, an index of those). allowed: bool [records].
+
+    Searched among them, k are found where k exist.
+    """
+    places = np.flatnonzero(allowed[owners])
+    chosen = SearchIndex(codebook, owners.dtype.type)
+    chosen.add(codes[places], owners[places])
+    return places, chosen
+
+
 def brute_force(
     codebook: np.ndarray, codes: np.ndarray, owners: np.ndarray, query: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +151,7 @@ def brute_force(
 
     codebook: float32 [M, 256, D / M]; codes: uint8 [n, M]; owners: int [n]; query: float [D].
     """
-    scores = cosines(decode(codebook, codes), query.astype(np.float32))
+    scores = code_cosines(codebook, codes, query)
     return best_of_each(np.arange(len(codes)), scores, owners, k)
 
 
@@ -141,18 +162,23 @@ def decode(codebook: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return vectors.astype(np.float32, copy=False)
 
 
+def code_cosines(codebook: np.ndarray, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """How near codes are to a query: [M, 256, D / M], uint8 [n, M], float [D] -> float32 [n]."""
+    return cosines(decode(codebook, codes), query.astype(np.float32))
+
+
 def best_of_records(
-    codebook: np.ndarray, codes: np.ndarray, owners: np.ndarray, query: np.ndarray, records: np.ndarray
+    owners: np.ndarray, records: np.ndarray, score: Callable[[int, int], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `SearchIndex.cosines` returns. owners: int [n], ascending."""
+    """What `SearchIndex.cosines` returns. owners: int [n], ascending. score: (first position, end) ->
+    float32."""
     places = np.full(len(records), -1, dtype=np.int64)
     best = np.full(len(records), np.nan, dtype=np.float32)
     first = np.searchsorted(owners, records, side="left")
     last = np.searchsorted(owners, records, side="right")
-    query = query.astype(np.float32)
     for at, (start, stop) in enumerate(zip(first, last, strict=True)):
         if start < stop:
-            scores = cosines(decode(codebook, codes[start:stop]), query)
+            scores = score(start, stop)
             places[at], best[at] = start + scores.argmax(), scores.max()
     return places, best
 

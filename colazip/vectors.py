@@ -40,10 +40,16 @@ def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return codes
 
 
-def unpack_rows(packed: np.ndarray) -> np.ndarray:
-    """Two integers of -7 to 7 in a byte, the even column low: uint8 [R, D / 2] -> int8 [R, D]."""
+def pack_nibbles(integers: np.ndarray) -> np.ndarray:
+    """Two integers of -7 to 7 in a byte, the even column low: int8 [R, D], D even -> uint8 [R, D / 2]."""
+    shifted = (integers + np.int8(8)).astype(np.uint8)
+    return shifted[:, ::2] | shifted[:, 1::2] << 4
+
+
+def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    """What `pack_nibbles` took: uint8 [R, D / 2] -> int8 [R, D]."""
     pairs = np.stack([packed & 15, packed >> 4], -1).astype(np.int8) - np.int8(8)
-    return pairs.reshape(len(packed), -1)
+    return pairs.reshape(len(packed), 2 * packed.shape[1])
 
 
 def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,8 +57,7 @@ def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     1])."""
     top = np.abs(rows).max(-1, keepdims=True)
     scale = np.where(top > 0, top, 1.0).astype(np.float32) / np.float32(7.0)
-    q = (np.rint(rows / scale) + 8).astype(np.uint8)
-    return q[:, ::2] | q[:, 1::2] << 4, scale
+    return pack_nibbles(np.rint(rows / scale).astype(np.int8)), scale
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class RowSums:
     def __init__(
         self, packed: np.ndarray, scale: np.ndarray, token_bytes: Sequence[bytes], word_rows: int
     ) -> None:
-        rows = unpack_rows(packed).astype(np.float32) * scale
+        rows = unpack_nibbles(packed).astype(np.float32) * scale
         self._rows = np.rint(np.clip(rows, -127.0, 127.0) * np.float32(256.0)).astype(np.int16)
         self._words = WordHash(token_bytes)
         self._tokens, self._word_rows = len(token_bytes), word_rows

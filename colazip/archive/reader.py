@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from colazip.coarse import LargeIndex
     from colazip.codec import Codec
     from colazip.lexical import LexicalIndex
+    from colazip.refine import RefinedIndex
     from colazip.sampling import Sampling
     from colazip.search import SearchIndex
 
@@ -76,7 +77,7 @@ class Archive:
             self.close()
             raise
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
-        self._search_index: tuple[SearchIndex | LargeIndex, np.ndarray] | None = None
+        self._search_index: tuple[SearchIndex | LargeIndex | RefinedIndex, np.ndarray] | None = None
         self._index_files: Sidecar | None = None
         self._embedded: EmbeddedCodec | None = None
 
@@ -266,20 +267,27 @@ class Archive:
         return find(self, query, k, mode, where, group=group, snippets=snippets)
 
     def build_index(
-        self, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+        self,
+        *,
+        overwrite: bool = False,
+        refine: bool | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, int]:
         """Make the search index beside the archive, `path + ".index"`: sizes in bytes of its parts.
 
         It holds the words of the text (BM25) and, for archives of many passages, codes for a faster search
-        by meaning; all of it can be made again from the archive. progress: called with records and text
-        bytes done. Raises UsageError if there is one already and `overwrite` is false, MissingLayerError for
-        an archive without text that is too small to need more than its search layer.
+        by meaning; all of it can be made again from the archive. refine: also a finer vector of each passage,
+        half a byte a dimension, computed from the text or, without text, from the gist; the nearest hits are
+        then ranked by those. None: as in the index that is replaced, else not. progress: called with records
+        and text bytes done. Raises UsageError if there is one already and `overwrite` is false, or to refine
+        the vectors of an embedder; MissingLayerError for an archive without text that is too small to need
+        more than its search layer, or to refine where search, or text and gist, are missing.
         """
         from colazip.archive.sidecar import build
 
         self._index_files = None
         self._search_index = None
-        return build(self, overwrite=overwrite, progress=progress)
+        return build(self, overwrite=overwrite, refine=refine, progress=progress)
 
     def regenerate(self, id: str, *, strength: float = 0.3, options: Sampling | None = None) -> str:
         """A variant of one record: the latents of its gist reading noised, and denoised by the prior.
@@ -520,21 +528,29 @@ class Archive:
 
         return facts(self)
 
-    def _index(self) -> tuple[SearchIndex | LargeIndex, np.ndarray]:
+    def _index(self) -> tuple[SearchIndex | LargeIndex | RefinedIndex, np.ndarray]:
         """The index, and the part (counted over the archive) of each of its codes."""
-        if self._search_index is None and (sidecar := self._sidecar(strict=False)) is not None:
-            self._search_index = sidecar.vectors(self._search_codec().codebook)
         if self._search_index is None:
-            from colazip.search import SearchIndex
-
-            narrow = np.uint32 if self.manifest.parts < 1 << 32 else np.int64
-            index = SearchIndex(self._search_codec().codebook, narrow)
-            parts: list[np.ndarray] = [np.empty(0, dtype=narrow)]
-            for group_parts, owners, codes in self._codes():
-                index.add(codes, owners)
-                parts.append(group_parts.astype(narrow))
-            self._search_index = index, np.concatenate(parts)
+            codebook = self._search_codec().codebook
+            sidecar = self._sidecar(strict=False)
+            index, parts = (sidecar and sidecar.vectors(codebook)) or self._scanned(codebook)
+            refined = (
+                index if sidecar is None else sidecar.refined(index, codebook.shape[0] * codebook.shape[2])
+            )
+            self._search_index = refined, parts
         return self._search_index
+
+    def _scanned(self, codebook: np.ndarray) -> tuple[SearchIndex, np.ndarray]:
+        """What `_index` returns, from the archive's own codes."""
+        from colazip.search import SearchIndex
+
+        narrow = np.uint32 if self.manifest.parts < 1 << 32 else np.int64
+        index = SearchIndex(codebook, narrow)
+        parts: list[np.ndarray] = [np.empty(0, dtype=narrow)]
+        for group_parts, owners, codes in self._codes():
+            index.add(codes, owners)
+            parts.append(group_parts.astype(narrow))
+        return index, np.concatenate(parts)
 
     def _codes(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""

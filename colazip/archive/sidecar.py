@@ -3,6 +3,7 @@
     index.json        what it belongs to, what it holds, and length and CRC-32 of every other file
     words/            BM25 over the words of each part (colazip/lexical.py), where the archive has its text
     codes.bin ...     for archives of many codes: colazip/coarse.py, and the stored codes in one piece
+    refine.bin        where asked for, finer vectors of the passages: colazip/refine.py
 
 It is bound to its archive by the SHA-256 of the manifest, which has a checksum of every section.
 docs/FORMAT.md describes the files. Nothing in it is trusted: it is checked, and rebuilt where in doubt.
@@ -14,13 +15,14 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colazip.errors import FormatError, MissingLayerError, SearchIndexError, UsageError
+from colazip.errors import ColazipError, FormatError, MissingLayerError, SearchIndexError, UsageError
 from colazip.files import replaced_folder
 from colazip.layers import EXACT, GIST, PLAIN, SEARCH
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from colazip.archive.reader import Archive
     from colazip.coarse import LargeIndex
     from colazip.lexical import LexicalIndex
+    from colazip.refine import RefinedIndex
+    from colazip.search import SearchIndex
 
 SUFFIX = ".index"
 INDEX_VERSION = 1
@@ -41,6 +45,8 @@ _CODES, _OWNERS, _PARTS, _CENTROIDS, _COARSE = (
     f"{name}.bin" for name in ("codes", "owners", "parts", "centroids", "coarse")
 )
 _VECTOR_FILES = (_CODES, _OWNERS, _PARTS, _CENTROIDS, _COARSE)
+_REFINE = "refine"
+_REFINE_FILE = "refine.bin"
 _FILE_NAME = re.compile(r"(words/)?\.?\w[\w.\-]{0,100}", re.ASCII)
 _MAX_DESCRIPTION = 1 << 20
 _CHECKED_BYTES = 64 << 20  # an index up to this size is checked in full when it is opened
@@ -93,12 +99,31 @@ class Sidecar:
             raise SearchIndexError(f"{self._folder}: damaged: codes of records that aren't there")
         return LargeIndex(codebook, codes, owners, coarse), parts
 
+    def refined(
+        self, index: SearchIndex | LargeIndex, dimensions: int
+    ) -> SearchIndex | LargeIndex | RefinedIndex:
+        """The index of all codes, with finer vectors where this has them. dimensions: of a vector."""
+        if _REFINE not in self._description:
+            return index
+        from colazip.refine import RefinedIndex
+
+        try:
+            packed = self._mapped(_REFINE_FILE, np.uint8).reshape(len(index), dimensions // 2)
+        except (ValueError, OSError) as error:
+            raise SearchIndexError(f"{self._folder}: damaged: {error}; {_advice(self._folder)}") from error
+        return RefinedIndex(index, packed)
+
     def sizes(self) -> dict[str, int]:
-        """Bytes of the index: `words`, `vectors` and the description."""
+        """Bytes of the index: `words`, `vectors`, `refine` and the description."""
         files = self._description["files"]
         words = sum(length for name, (length, _) in files.items() if name.startswith(_WORDS + "/"))
         vectors = sum(length for name, (length, _) in files.items() if name in _VECTOR_FILES)
-        return {_WORDS: words, "vectors": vectors, "container": (self._folder / _DESCRIPTION).stat().st_size}
+        return {
+            _WORDS: words,
+            "vectors": vectors,
+            _REFINE: files.get(_REFINE_FILE, (0, 0))[0],
+            "container": (self._folder / _DESCRIPTION).stat().st_size,
+        }
 
     def check(self) -> int:
         """Compare every file with its checksum; returns how many there are. Raises SearchIndexError."""
@@ -111,10 +136,13 @@ class Sidecar:
         return len(files)
 
     def _mapped(self, name: str, kind: type[np.generic]) -> np.ndarray:
-        path = self._folder / name
-        if not path.stat().st_size:
-            return np.empty(0, dtype=kind)
-        return np.memmap(path, dtype=kind, mode="r")
+        return _mapped(self._folder / name, kind)
+
+
+def _mapped(path: Path, kind: type[np.generic]) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.empty(0, dtype=kind)
+    return np.memmap(path, dtype=kind, mode="r")
 
 
 def folder_of(path: str) -> Path:
@@ -158,6 +186,7 @@ def build(
     archive: Archive,
     *,
     overwrite: bool = False,
+    refine: bool | None = None,
     progress: Progress | None = None,
     scanned_codes: int = SCANNED_CODES,
 ) -> dict[str, int]:
@@ -165,12 +194,17 @@ def build(
     folder = folder_of(archive.path)
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: exists already; make it anew with {_command(archive.path)}")
+    if refine is None:
+        refine = _is_refined(folder) and _refusal(archive) is None
+    elif refine and (refusal := _refusal(archive)) is not None:
+        raise refusal
     description: dict[str, Any] = {"format": INDEX_VERSION, "archive": archive._store.fingerprint}
     with replaced_folder(folder) as partial:
+        count = _copy_codes(archive, partial) if SEARCH in archive.layers else 0
+        if archive.holds_text or refine:
+            description |= _read_through(archive, partial, count if refine else None, progress)
         if SEARCH in archive.layers:
-            description |= _build_vectors(archive, partial, scanned_codes)
-        if archive.holds_text:
-            description |= _build_words(archive, partial / _WORDS, progress)
+            description |= _build_vectors(archive, partial, count, scanned_codes)
         if len(description) == 2:
             raise MissingLayerError(
                 f"{archive.path}: has no text to index, and its search layer needs no index at this size"
@@ -182,30 +216,110 @@ def build(
     return Sidecar(folder, archive, description).sizes()
 
 
-def _build_words(archive: Archive, folder: Path, progress: Progress | None) -> dict[str, Any]:
-    from colazip.lexical import ANALYZER_VERSION, LexicalWriter
+def _is_refined(folder: Path) -> bool:
+    """Whether the index that is being replaced, stale or not, has finer vectors."""
+    try:
+        return folder.is_dir() and _REFINE in _read_description(folder)
+    except SearchIndexError:
+        return False
 
-    folder.mkdir()
+
+def _refusal(archive: Archive) -> ColazipError | None:
+    """Why an archive can't have finer vectors; None if it can."""
+    if archive.manifest.embedder is not None:
+        return UsageError(
+            f"{archive.path}: its search vectors are those of {archive.manifest.embedder.name!r}, which no "
+            "index can make finer; pack it again with an Embedder of more code_bytes"
+        )
+    try:
+        archive._need(SEARCH)
+        if not archive.holds_text:
+            archive._need(GIST)
+    except MissingLayerError as error:
+        return error
+    return None
+
+
+def _read_through(
+    archive: Archive, folder: Path, refined: int | None, progress: Progress | None
+) -> dict[str, Any]:
+    """One pass over the text, or where there is none over the readings of the gists: the words of the text
+    and the finer vectors of `refined` codes, if those are wanted."""
+    made: dict[str, Any] = {}
     records = text_bytes = part = 0
-    with LexicalWriter(folder) as writer:
-        for _, _, batch in archive._stream(archive._decode, (GIST, EXACT, PLAIN)):
-            for texts in batch:
-                for text in texts:
-                    writer.add(part, text)
-                    part += 1
-                    text_bytes += len(text)
+    with ExitStack() as stack:
+        words = refiner = None
+        if archive.holds_text:
+            from colazip.lexical import ANALYZER_VERSION, LexicalWriter
+
+            (folder / _WORDS).mkdir()
+            words = stack.enter_context(LexicalWriter(folder / _WORDS))
+            made[_WORDS] = ANALYZER_VERSION
+        if refined is not None:
+            refiner = stack.enter_context(_Refiner(archive, folder, refined))
+            made[_REFINE] = refined
+        for batch in _texts(archive):
+            texts = [text for of in batch for text in of]
+            if words is not None:
+                for number, text in enumerate(texts, part):
+                    words.add(number, text)
+            if refiner is not None:
+                refiner.add(part, texts)
+            part += len(texts)
+            text_bytes += sum(map(len, texts))
             records += len(batch)
             if progress is not None:
                 progress(records, text_bytes)
-    return {_WORDS: ANALYZER_VERSION}
+    return made
 
 
-def _build_vectors(archive: Archive, folder: Path, scanned_codes: int) -> dict[str, Any]:
-    """Codes, their records and parts as flat files, then the coarse codes from what was written."""
-    from colazip.coarse import SAMPLE_CODES, CoarseCodes
+def _texts(archive: Archive) -> Iterator[list[list[bytes]]]:
+    """The parts of each record in order, a batch at a time; as the gist reads where there is no text."""
+    if archive.holds_text:
+        yield from (batch for _, _, batch in archive._stream(archive._decode, (GIST, EXACT, PLAIN)))
+        return
+    for _, _, readings in archive._stream(archive._read_gist, (GIST, PLAIN)):
+        yield [[text.encode() for text in of] for of in readings]
 
+
+class _Refiner:
+    """Texts on their way to finer vectors of their passages, of which there are `count` in the archive."""
+
+    def __init__(self, archive: Archive, folder: Path, count: int) -> None:
+        self._codec = archive._model()
+        self._codebook = archive._search_codec().codebook
+        self._approximate = not archive.holds_text
+        kind = _number_type(archive.manifest.parts)
+        self._codes = _mapped(folder / _CODES, np.uint8).reshape(count, len(self._codebook))
+        self._parts = _mapped(folder / _PARTS, kind).reshape(count)
+        self._file = open(folder / _REFINE_FILE, "wb")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> _Refiner:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+    def add(self, part: int, texts: Sequence[bytes]) -> None:
+        """Texts of some parts in order. part: number of the first."""
+        from colazip.refine import mix, pack_finer
+        from colazip.search import decode
+
+        first, end = np.searchsorted(self._parts, np.array([part, part + len(texts)], self._parts.dtype))
+        if first == end:
+            return
+        counts = np.bincount(self._parts[first:end].astype(np.int64) - part, minlength=len(texts))
+        spans = self._codec.passages(texts, counts.tolist())
+        passages = [text[a:b] for text, of in zip(texts, spans, strict=True) for a, b in of]
+        vectors = self._codec.vectors(passages)
+        if self._approximate:
+            vectors = mix(decode(self._codebook, self._codes[first:end]), vectors)
+        self._file.write(pack_finer(vectors).tobytes())
+
+
+def _copy_codes(archive: Archive, folder: Path) -> int:
+    """All codes, their records and parts as flat files; how many there are."""
     manifest = archive.manifest
-    codebook = archive._search_codec().codebook
     count = 0
     with (
         open(folder / _CODES, "wb") as codes,
@@ -217,11 +331,19 @@ def _build_vectors(archive: Archive, folder: Path, scanned_codes: int) -> dict[s
             owners.write(block_owners.astype(_number_type(manifest.records)).tobytes())
             parts.write(block_parts.astype(_number_type(manifest.parts)).tobytes())
             count += len(block_codes)
+    return count
+
+
+def _build_vectors(archive: Archive, folder: Path, count: int, scanned_codes: int) -> dict[str, Any]:
+    """Coarse codes of the `count` codes that were copied; of few codes nothing, and the copy goes."""
+    from colazip.coarse import SAMPLE_CODES, CoarseCodes
+
     if count <= scanned_codes:
         for name in (_CODES, _OWNERS, _PARTS):
             (folder / name).unlink()
         return {}
-    stored = np.memmap(folder / _CODES, dtype=np.uint8, mode="r").reshape(count, len(codebook))
+    codebook = archive._search_codec().codebook
+    stored = _mapped(folder / _CODES, np.uint8).reshape(count, len(codebook))
     sample = np.unique(np.linspace(0, count - 1, min(count, SAMPLE_CODES)).astype(np.int64))
     coarse = CoarseCodes.train(codebook, stored[sample])
     coarse.add(stored)
@@ -250,13 +372,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if description.get("format") != INDEX_VERSION or words != ANALYZER_VERSION:
         raise SearchIndexError(f"{folder}: stale: another release of colazip made it; {_advice(folder)}")
     numbers = [description[name] for name in ("codes", "subspaces") if name in description]
+    refined = description.get(_REFINE, 0)
     files = description.get("files")
     if (
         len(numbers) not in (0, 2)
+        or type(refined) is not int
+        or refined < 0
         or not all(type(number) is int and 0 < number < 1 << 40 for number in numbers)
         or not isinstance(files, dict)
         or not all(_FILE_NAME.fullmatch(name) and _is_entry(entry) for name, entry in files.items())
         or (numbers and not files.keys() >= set(_VECTOR_FILES))
+        or (_REFINE in description and _REFINE_FILE not in files)
     ):
         raise SearchIndexError(f"{folder}: damaged: {_DESCRIPTION} is malformed; {_advice(folder)}")
     description["files"] = {name: (length, crc) for name, (length, crc) in files.items()}

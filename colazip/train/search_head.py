@@ -21,7 +21,7 @@ from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nea
 from colazip.train.search_encoder import GAIN, InContext, Units
 from colazip.train.search_rows import Bags, choose, contrast, distillation, ranks
 from colazip.train.teacher import Pairs
-from colazip.vectors import SearchRows, assign_codes, pack_rows, unpack_rows
+from colazip.vectors import SearchRows, assign_codes, pack_rows, unpack_nibbles
 
 _LARGEST = 100.0  # of a row's values once shipped: the grid of their sums is 1/256 and ends at 127
 _AT_ONCE = 512  # texts embedded together
@@ -86,7 +86,7 @@ def fit_search_head(
     if encoder is not None and encoder.leave.weight is not None:
         encoder.leave.weight.data *= GAIN * spread
     packed, steps = pack_rows((table.detach() * spread).cpu().numpy())
-    shipped = unpack_rows(packed).astype(np.float32) * steps
+    shipped = unpack_nibbles(packed).astype(np.float32) * steps
     rounded = np.float32 if config.code_sizes is None else np.float16
     codebooks = {
         m: book.detach().cpu().numpy().astype(rounded).astype(np.float32) for m, book in books.items()

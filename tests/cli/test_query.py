@@ -69,10 +69,16 @@ def test_search_by_words(run: Run, fails) -> None:
     assert "index files" in run("verify", "a.cola").error
     assert "--rebuild" in fails("index", "a.cola", code=2)
     assert run("index", "a.cola", "--rebuild", "-q").error == ""
+    assert "refine" in run("index", "a.cola", "--rebuild", "--refine").error
     run("strip", "a.cola", "--drop", "exact", "-o", "a.cola", "-f")
     assert "stale" in fails("search", "a.cola", "flour")
     assert "stale" in run("info", "a.cola").text
     assert run("search", "a.cola", "flour", "--mode", "semantic").code == 0
+    refined = run("index", "a.cola", "--rebuild").error
+    assert "refine" in refined and "words" not in refined
+    assert run("search", "a.cola", "flour").code == 0
+    run("strip", "a.cola", "--drop", "gist", "-o", "s.cola")
+    assert "no gist layer" in fails("index", "s.cola", "--refine")
 
 
 def test_search_with_a_filter(run: Run, fails) -> None:

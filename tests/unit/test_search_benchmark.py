@@ -47,12 +47,16 @@ def test_command(folder: Path, tmp_path: Path) -> None:
         "colazip semantic",
         "colazip lexical",
         "colazip hybrid",
+        "colazip semantic, refined",
+        "colazip hybrid, refined",
+        "colazip semantic, refined by the gist",
     ]
+    assert methods["colazip semantic, refined"]["size"] == methods["colazip semantic"]["size"] + 8
     assert methods["colazip lexical"]["ndcg"] == 1.0  # the words are the passages' own
     assert methods["colazip hybrid"]["size"] > methods["colazip lexical"]["size"] > 0
     (storage,) = result["storage"]
-    archive, with_words = storage["stores"].values()
-    assert 0 < archive < with_words
+    archive, with_words, with_vectors = storage["stores"].values()
+    assert 0 < archive < with_vectors < with_words
     assert len(result["similarity"]) == 2
     assert "colazip hybrid" in done.output and "nDCG@10" in done.output
     ElementTree.fromstring(plot.read_text())
@@ -84,7 +88,14 @@ def test_spearman() -> None:
 def test_latency_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "SCANNED_CODES", 2_500)
     rows = scan.measure(tiny_codec(), [1_000, 3_000])
-    assert [(row.codes, row.chosen) for row in rows] == [(1_000, True), (3_000, False), (3_000, True)]
-    assert all(row.milliseconds > 0 for row in rows) and rows[2].recall > 0.5
-    assert len(tables([], [], [], [], rows)[0]) == 4
+    assert [(row.codes, row.used) for row in rows] == [
+        (1_000, scan.YES),
+        (1_000, scan.REFINED),
+        (3_000, scan.NO),
+        (3_000, scan.YES),
+        (3_000, scan.REFINED),
+    ]
+    assert all(row.milliseconds > 0 for row in rows) and rows[3].recall > 0.5
+    assert rows[4].recall > 0.2  # the tiny model's codes tell little
+    assert len(tables([], [], [], [], rows)[0]) == 6
     assert panels([], rows)[0][0] > 0

@@ -22,7 +22,7 @@ from colazip.train.search_encoder import EncoderSchedule, InContext, Units, trai
 from colazip.train.search_head import SearchSchedule, fit_search_head
 from colazip.train.search_rows import Bags, RowSchedule, choose, first_rows, train_rows
 from colazip.train.teacher import PART, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
-from colazip.vectors import RowSums, SearchRows, assign_codes, pack_rows, unpack_rows
+from colazip.vectors import RowSums, SearchRows, assign_codes, pack_rows, unpack_nibbles
 from tests.tiny_model import passages
 
 WIDTH, WORDS = 16, 64
@@ -109,7 +109,7 @@ def test_bags_sum_what_the_shipped_rows_sum(store: TokenStore, tiny_tokenizer: T
     packed, scale = pack_rows(
         np.random.default_rng(2).standard_normal((512 + WORDS, WIDTH)).astype(np.float32) * 20
     )
-    table = np.rint(unpack_rows(packed) * scale * 256) / 256
+    table = np.rint(unpack_nibbles(packed) * scale * 256) / 256
     bags = Bags(texts, tiny_tokenizer, WORDS).sums(torch.from_numpy(table.astype(np.float32)), range(5))
     shipped = RowSums(packed, scale, tiny_tokenizer.table, WORDS)
     for mine, tokens in zip(bags.numpy(), texts, strict=True):
@@ -186,7 +186,7 @@ def test_the_last_stage_gives_rows_as_they_ship_and_codes(
     assert head.codebooks[config.code_bytes].shape == (config.code_bytes, 256, WIDTH // config.code_bytes)
     assert figures["code_mrr"] > 0.1 and 0.5 < figures["quantizer_cosine"] <= 1.0
     packed, scale = pack_rows(head.rows)
-    assert np.allclose(unpack_rows(packed) * scale, head.rows, rtol=1e-5)
+    assert np.allclose(unpack_nibbles(packed) * scale, head.rows, rtol=1e-5)
     again, same = fit(5)
     assert np.array_equal(again.rows, head.rows) and same == figures
     assert fit(0)[1] != figures  # the steps through the quantizer do something
@@ -203,7 +203,7 @@ def test_units_are_those_of_the_model(
     config = in_context(tiny_config)
     table = np.random.default_rng(1).standard_normal((config.vocabulary + WORDS, WIDTH)).astype(np.float32)
     packed, scale = pack_rows(table * 20)
-    shipped = unpack_rows(packed).astype(np.float32) * scale
+    shipped = unpack_nibbles(packed).astype(np.float32) * scale
     model = RowSums(packed, scale, tiny_tokenizer.table, WORDS)
     some = read_pairs(files[0], 200, 0).passages[:20]
     sums, valid = Units(some, tiny_tokenizer, WORDS).sums(torch.from_numpy(shipped), range(20))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colazip.tokenizer import Tokenizer
-from colazip.vectors import RowSums, pack_rows, unpack_rows
+from colazip.vectors import RowSums, pack_rows, unpack_nibbles
 from colazip.words import WordHash
 
 _TABLE = [
@@ -65,10 +65,10 @@ def test_packed_rows_come_back_within_half_a_step(seed: int, rows: int, half: in
     values[0] = 0.0
     packed, scale = pack_rows(values)
     assert packed.dtype == np.uint8 and packed.shape == (rows, half)
-    back = unpack_rows(packed) * scale
+    back = unpack_nibbles(packed) * scale
     assert (np.abs(back - values) <= scale * 0.5001).all()
     again, steps = pack_rows(back.astype(np.float32))
-    assert np.allclose(unpack_rows(again) * steps, back, rtol=1e-6)
+    assert np.allclose(unpack_nibbles(again) * steps, back, rtol=1e-6)
 
 
 def test_sums_do_not_depend_on_order_nor_on_patches(tiny_tokenizer: Tokenizer) -> None:
