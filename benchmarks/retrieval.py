@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from colazip.archive import Archive, Record
 from colazip.codec import Codec
 from colazip.errors import InputError
-from colazip.vectors import assign_codes
+from colazip.vectors import assign_codes, shorten
 
 DEPTH = 10
 PEER_CODE_BYTES = (16, 32, 48)
@@ -103,6 +103,11 @@ def colazip_rows(data: RetrievalSet, codec: Codec, folder: Path) -> tuple[list[R
     Archive.pack(path, [Record(text.encode()) for text in data.texts], codec=codec)
     asked, passages = codec.vectors(data.queries), codec.vectors(data.texts)
     rows = [_row(data, "colazip float32 vectors", passages[0].nbytes, rank(asked, passages))]
+    if (axes := codec.model.axes) is not None:
+        for width in (passages.shape[1] // 4, passages.shape[1] // 2):
+            short = shorten(passages, axes[:width])
+            ranking = rank(shorten(asked, axes[:width]), short)
+            rows.append(_row(data, f"colazip float32 vectors, {width} dimensions", short[0].nbytes, ranking))
     with Archive(path, codec) as archive:
         facts: dict[str, Any] = archive.info()
         codes = facts["bytes"]["search"]

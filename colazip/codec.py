@@ -33,7 +33,7 @@ from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
 from colazip.search_layer import dump_codes, load_codes
-from colazip.vectors import assign_codes, unit
+from colazip.vectors import assign_codes, shorten, unit
 from colazip.wire import Reader, varint, varints
 
 if TYPE_CHECKING:
@@ -444,16 +444,32 @@ class Codec:
             np.add.at(result, lo + lanes.block, lengths)
         return result
 
-    def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:
+    def vectors(self, texts: Sequence[str | bytes], dimensions: int | None = None) -> np.ndarray:
         """Unit vectors, float32 [N, D], in context; an empty text has the zero vector. A long text is pooled
-        over its segments."""
+        over its segments.
+
+        dimensions: of shorter vectors [N, dimensions], for a store elsewhere, 1 to D; the first n of one are,
+        but for their length, the vector of n. Compare them with others of that width. None: those that the
+        codes stand for, which are not ordered so. Raises UsageError.
+        """
+        axes = None if dimensions is None else self._axes(dimensions)
         tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         table = _token_table([[t] for t in tokens], lanes, self._patch)
         rows = [summands.sum(0) for summands in self._pool(lanes, table, True)]
         np.add.at(sums, lanes.block, np.array(rows).reshape(len(lanes), sums.shape[1]))
-        return unit(sums)
+        whole = unit(sums)
+        return whole if axes is None else shorten(whole, axes)
+
+    def _axes(self, dimensions: int) -> np.ndarray:
+        """Those of vectors of so many dimensions, [dimensions, D]."""
+        width = self.model.config.vector
+        if not 1 <= dimensions <= width:
+            raise UsageError(f"vectors of {dimensions} dimensions: this model makes 1 to {width}")
+        if self.model.axes is None:
+            raise UsageError(f"this model makes vectors of {width} dimensions only: it has no axes.npy")
+        return self.model.axes[:dimensions]
 
     @contextmanager
     def _aside(self, call: Callable[..., _T], *arguments: object) -> Iterator[Callable[[], _T]]:

@@ -1,4 +1,5 @@
-"""Model folders: config.json, tokenizer.json, weights.safetensors, README.md, and perhaps dictionary.bin.
+"""Model folders: config.json, tokenizer.json, weights.safetensors, README.md, and perhaps dictionary.bin and
+axes.npy.
 
 Nothing is ever downloaded.
 """
@@ -36,6 +37,8 @@ DEFAULT = Path(__file__).parent / "models" / "default"
 _MAX_FILE = 1 << 30
 _DICTIONARY = "dictionary.bin"
 _MAX_DICTIONARY = 1 << 20
+_AXES = "axes.npy"
+_MAX_AXES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,8 @@ class Model:
 
     Tensors are NumPy arrays as shipped. Networks are built when they are first asked for: those in NumPy
     (`portable`) read archives without loading torch. dictionary: of zstd, for text that no network
-    codes; None if the model has none.
+    codes; None if the model has none. axes: what search vectors are shortened along, float16 [D, D], one a
+    row; None in a model that knows one width only.
     """
 
     id: str
@@ -52,6 +56,7 @@ class Model:
     tokenizer: Tokenizer
     tensors: dict[str, np.ndarray]
     dictionary: bytes | None = None
+    axes: np.ndarray | None = None
 
     @cached_property
     def codebooks(self) -> dict[int, np.ndarray]:
@@ -192,6 +197,26 @@ def _load_dictionary(path: Path) -> bytes | None:
     return dictionary
 
 
+def _load_axes(path: Path, width: int) -> np.ndarray | None:
+    """The axes of shorter search vectors, if the model has them."""
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _MAX_AXES:
+            raise ValueError("too long")
+        axes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise ModelError(f"{path}: not readable ({e}): re-install the model") from e
+    if (
+        not isinstance(axes, np.ndarray)
+        or axes.shape != (width, width)
+        or axes.dtype != np.float16
+        or not np.isfinite(axes).all()
+    ):
+        raise ModelError(f"{path}: not {width} axes of vectors of {width} numbers: re-install the model")
+    return axes
+
+
 def _exact_modules(root: torch.nn.Module) -> dict[str, Any]:
     from colazip.nn.exact import Quantized
 
@@ -328,7 +353,7 @@ def from_networks(
     shipped = {**_export(vae, "vae."), **_export_search(config, search), **_export_prior(prior)}
     tensors = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in shipped.items()}
     identity = model_id(config, tokenizer, tensors, dictionary)
-    return Model(identity, config, tokenizer, tensors, dictionary)
+    return Model(identity, config, tokenizer, tensors, dictionary, search.axes)
 
 
 def save_pretrained(
@@ -361,6 +386,10 @@ def save_pretrained(
         (folder / _DICTIONARY).unlink(missing_ok=True)
     else:
         (folder / _DICTIONARY).write_bytes(dictionary)
+    if search.axes is None:
+        (folder / _AXES).unlink(missing_ok=True)
+    else:
+        np.save(folder / _AXES, search.axes)
     return identity
 
 
@@ -395,7 +424,8 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
         raise ModelError(f"{folder}: its files hash to {identity}, not to {claimed}: re-install the model")
     _check(tensors, shapes)
     _check_classes(config, tensors)
-    return Model(identity, config, tokenizer, tensors, dictionary)
+    axes = _load_axes(folder / _AXES, config.vector)
+    return Model(identity, config, tokenizer, tensors, dictionary, axes)
 
 
 def _check(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[tuple[int, ...], str]]) -> None:

@@ -24,6 +24,12 @@ def unit(sums: np.ndarray) -> np.ndarray:
     return (q / np.sqrt(np.maximum((q * q).sum(-1, keepdims=True), 1.0))).astype(np.float32)
 
 
+def shorten(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """What vectors are along some axes, at unit length: float32 [N, D], float16 [n, D] -> float32 [N, n]."""
+    along = vectors @ axes.astype(np.float32).T
+    return along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), np.float32(1e-12))
+
+
 def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """Nearest centroid of each slice: float32 [N, D], [M, 256, D / M] -> uint8 [N, M].
 
@@ -64,11 +70,12 @@ def pack_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class SearchRows:
     """What search vectors are made of. rows: float32 [V + W, D], of tokens, then of words; codebooks: of each
     size M of a code its centroids, float32 [M, 256, D / M]; encoder: what adds context to the rows, if there
-    is one."""
+    is one; axes: the directions that vectors differ along, most first, float16 [D, D], one a row."""
 
     rows: np.ndarray
     codebooks: Mapping[int, np.ndarray]
     encoder: ContextEncoder | None = None
+    axes: np.ndarray | None = None
 
 
 class RowSums:

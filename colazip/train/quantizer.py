@@ -1,4 +1,4 @@
-"""The product quantizer of search codes, fitted to vectors of passages."""
+"""The product quantizer of search codes and the axes of shorter vectors, fitted to vectors of passages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ def balanced_rotation(sample: Tensor, slices: int) -> Tensor:
     values, vectors = torch.linalg.eigh(sample.t() @ sample / len(sample))
     order = _balance(values.clamp_min(1e-9), slices, sample.shape[1] // slices)
     return vectors[:, order].t().float()
+
+
+def principal_axes(sample: Tensor) -> np.ndarray:
+    """Directions that unit vectors [N, D] lie along, most first: float16 [D, D], one a row.
+
+    The first few coordinates along them stand in for a vector as a Matryoshka prefix does (arXiv 2205.13147);
+    rotations trained for that found no more (docs/experiments.md, 37).
+    """
+    sample = sample.double()
+    _, vectors = torch.linalg.eigh(sample.t() @ sample / len(sample))
+    return vectors.flip(1).t().cpu().numpy().astype(np.float16)
 
 
 def fit_codebook(vectors: Tensor, slices: int, seed: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""Last stage of the search head: the quantizer of its codes, and the rows on the grid they ship on."""
+"""Last stage of the search head: the quantizer of its codes, the rows on the grid they ship on, and the axes
+of shorter vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from colazip.nn.context import ContextEncoder
 from colazip.nn.layers import straight_through
 from colazip.tokenizer import Tokenizer
 from colazip.train.optimize import Descent, Metrics, learning_rate
-from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest
+from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest, principal_axes
 from colazip.train.search_encoder import GAIN, InContext, Units
 from colazip.train.search_rows import Bags, choose, contrast, distillation, ranks
 from colazip.train.teacher import Pairs
@@ -25,6 +26,7 @@ from colazip.vectors import SearchRows, assign_codes, pack_rows, unpack_nibbles
 
 _LARGEST = 100.0  # of a row's values once shipped: the grid of their sums is 1/256 and ends at 127
 _AT_ONCE = 512  # texts embedded together
+_AXES_TEXTS = 8192  # queries, and as many passages, that the axes of shorter vectors are fitted to
 Texts = Bags | InContext
 
 
@@ -91,10 +93,9 @@ def fit_search_head(
     codebooks = {
         m: book.detach().cpu().numpy().astype(rounded).astype(np.float32) for m, book in books.items()
     }
-    a, b = (
-        _vectors(side, torch.from_numpy(shipped).to(table.device), schedule.held_out).cpu()
-        for side in sides(validation, 1.0)
-    )
+    final = torch.from_numpy(shipped).to(table.device)
+    a, b = (_vectors(side, final, schedule.held_out).cpu() for side in sides(validation, 1.0))
+    axes = principal_axes(torch.cat([_vectors(side, final, _AXES_TEXTS) for side in sides(train, 1.0)]))
     codebook = codebooks[config.code_bytes]
     read = torch.from_numpy(decode(assign_codes(b.numpy(), codebook), codebook))
     figures = {
@@ -103,7 +104,7 @@ def fit_search_head(
         "quantizer_cosine": float((b * read).sum(1).mean()),
     }
     metrics.write({"step": schedule.steps, "validation": "figures", **figures})
-    return SearchRows(shipped, codebooks, None if encoder is None else encoder.cpu()), figures
+    return SearchRows(shipped, codebooks, None if encoder is None else encoder.cpu(), axes), figures
 
 
 def _learn(

@@ -359,6 +359,31 @@ def test_vectors_do_not_depend_on_the_batch() -> None:
     assert (tiny_codec().vectors([""]) == 0).all()
 
 
+def test_shorter_vectors() -> None:
+    """The first dimensions along the model's axes: nested, of unit length, and ever nearer to the whole."""
+    codec, texts = tiny_codec(), passages()[:60]
+    whole = codec.vectors(texts)
+    width = whole.shape[1]
+    assert np.allclose(
+        codec.vectors(texts, width) @ codec.vectors(texts, width).T, whole @ whole.T, atol=0.01
+    )
+    gaps = []
+    for n in (1, 4, 8, width):
+        short = codec.vectors(texts, n)
+        assert short.shape == (60, n) and np.allclose((short**2).sum(1), 1, atol=1e-3)
+        prefix = codec.vectors(texts, width)[:, :n]
+        assert np.allclose(short, prefix / np.linalg.norm(prefix, axis=1, keepdims=True), atol=1e-4)
+        gaps.append(np.abs(short @ short.T - whole @ whole.T).mean())
+    assert gaps == sorted(gaps, reverse=True)
+    # The axes are ordered: a run of the first says more than one of the last.
+    last = whole @ codec.model.axes[-8:].T.astype(np.float32)
+    assert (last**2).sum() < (codec.vectors(texts, width)[:, :8] ** 2).sum()
+    assert (codec.vectors([""], 3) == 0).all()
+    for wrong in (0, -1, width + 1):
+        with pytest.raises(UsageError, match=f"1 to {width}"):
+            codec.vectors(texts, wrong)
+
+
 def test_search_codes_belong_to_their_parts() -> None:
     codec = tiny_codec()
     texts = [t.encode() for t in passages()[:5]]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colazip.errors import ColazipError, InputError, ModelError
+from colazip.codec import Codec
+from colazip.errors import ColazipError, InputError, ModelError, UsageError
 from colazip.pretrained import DEFAULT, describe, load, resolve
 from colazip.train.pipeline import run
 from colazip.train.recipes import tiny
@@ -74,6 +75,28 @@ def test_a_dictionary_belongs_to_the_model(folder: Path) -> None:
             path.write_bytes(damaged)
         with pytest.raises(ModelError):
             load(folder)
+
+
+def test_axes_are_checked(folder: Path) -> None:
+    """They decide no bit of an archive, so the model's id says nothing of them."""
+    path = folder / "axes.npy"
+    whole = path.read_bytes()
+    model = load(folder)
+    axes = model.axes
+    assert axes is not None and axes.shape == (model.config.vector,) * 2
+    assert np.allclose(axes.astype(float) @ axes.astype(float).T, np.eye(len(axes)), atol=0.01)
+    for wrong in (axes[:-1], axes.astype(np.float32), np.full_like(axes, np.nan), np.array([{}, 1])):
+        np.save(path, wrong, allow_pickle=True)
+        with pytest.raises(ModelError, match=r"axes\.npy"):
+            load(folder)
+    for damaged in (b"", whole[:30], whole[:-1], b"\x93NUMPY\x01\x00" + b"(" * 5000, bytes(17 << 20)):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"axes\.npy"):
+            load(folder)
+    path.unlink()
+    assert load(folder).axes is None and load(folder).id == model.id
+    with pytest.raises(UsageError, match=r"no axes\.npy"):
+        Codec(load(folder)).vectors(["a text"], 3)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     methods = {row["method"]: row for row in result["retrieval"]}
     assert list(methods) == [
         "colazip float32 vectors",
+        "colazip float32 vectors, 4 dimensions",
+        "colazip float32 vectors, 8 dimensions",
         "colazip semantic",
         "colazip lexical",
         "colazip hybrid",
