@@ -26,7 +26,7 @@ _LEAST_GAIN = 3.5e-4
 # spaces between words are taken character by character.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _LETTER = rf"(?:(?![{_UNSPACED}])\w)"
-_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+(?:['’.,-]{_LETTER}+)*")
+WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+(?:['’.,-]{_LETTER}+)*")
 
 
 class Abridger:
@@ -49,7 +49,7 @@ class Abridger:
         tokens: of the text, int64 [T]. Bytes that are no UTF-8 are in no word.
         """
         text = data.decode("utf-8", "replace")
-        spans = [m.span() for m in _WORD.finditer(text)]
+        spans = [m.span() for m in WORD.finditer(text)]
         if len(spans) <= self.words:
             return data
         rows = self._word_rows(data, text, spans, tokens)

@@ -25,7 +25,8 @@ from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
 from colazip.context import Network, summands
 from colazip.decode import decode_exact, decode_gist, rare_chances, read_tokens
-from colazip.entropy import encode_streams
+from colazip.economy import HIGHEST, LOWEST, economize
+from colazip.entropy import cost_bits, encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, Span
@@ -79,7 +80,9 @@ class Codec:
     no byte either, and None is the CPU. implementation: "numpy" or "torch" for decoding; None takes the
     faster one each time. detail: of the gists that are written, 0 the most; what a gist leaves out, the exact
     layer holds. brief: write brief gists, about this share of the words of a long text and no exact layer
-    (`colazip.brief`). passage_tokens: what a search code stands for in blocks, about so many tokens, a longer
+    (`colazip.brief`). price: leave words out of gists that cost more bits than this for each of their tokens
+    that would read right, and write no exact layer (`colazip.economy`); of no text more than half.
+    passage_tokens: what a search code stands for in blocks, about so many tokens, a longer
     text gets several; None is one code a part. code_bytes: of the search codes it writes, one of the sizes
     that the model has (`config.codes`); None is the model's own. context: whether what is packed is embedded
     by the model's search encoder, if it has one, which is slower; None: where networks code the text anyway,
@@ -96,6 +99,7 @@ class Codec:
         implementation: Literal["numpy", "torch"] | None = None,
         detail: int = 0,
         brief: float | None = None,
+        price: float | None = None,
         passage_tokens: int | None = PASSAGE_TOKENS,
         code_bytes: int | None = None,
         context: bool | None = None,
@@ -124,6 +128,11 @@ class Codec:
         self._codebook = _codebook(model, model.config.code_bytes if code_bytes is None else code_bytes)
         self._context = context
         self._passage_tokens = passage_tokens
+        if price is not None and not LOWEST <= price <= HIGHEST:  # NaN too
+            raise UsageError(f"a price of {price} bits a token: must be from {LOWEST:g} to {HIGHEST:g}")
+        if price is not None and brief is not None:
+            raise UsageError("a brief chooses words by what they mean, a price by what they cost: give one")
+        self._price = price
         self._abridger = None if brief is None else Abridger(brief, model.tokenizer, model.rows)
 
     @classmethod
@@ -136,6 +145,7 @@ class Codec:
         implementation: Literal["numpy", "torch"] | None = None,
         detail: int = 0,
         brief: float | None = None,
+        price: float | None = None,
         passage_tokens: int | None = PASSAGE_TOKENS,
         code_bytes: int | None = None,
         context: bool | None = None,
@@ -148,6 +158,7 @@ class Codec:
             implementation=implementation,
             detail=detail,
             brief=brief,
+            price=price,
             passage_tokens=passage_tokens,
             code_bytes=code_bytes,
             context=context,
@@ -340,9 +351,10 @@ class Codec:
         depend on what else is in the call, on the batch size, or on threads.
         """
         wanted, level = choose(preset, layers)
-        if self._abridger is not None and EXACT in wanted:
+        if EXACT in wanted and (self._abridger is not None or self._price is not None):
+            which = "a gist at a price" if self._abridger is None else "a brief"
             raise UsageError(
-                f"a brief leaves words out, so no layer {EXACT} can follow it: ask for {SEARCH} and {GIST}"
+                f"{which} leaves words out, so no layer {EXACT} can follow it: ask for {SEARCH} and {GIST}"
             )
         for parts in blocks:
             if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
@@ -593,17 +605,16 @@ class Codec:
             {p for p, (part, t) in enumerate(zip(parts, tokens[b], strict=True)) if _is_foreign(part, t)}
             for b, parts in enumerate(blocks)
         ]
-        lanes = lay_out(
-            [[0 if p in foreign[b] else len(t) for p, t in enumerate(mine)] for b, mine in enumerate(tokens)],
-            self._segment,
-            self._patch,
-        )
+        lanes = self._lay_out(tokens, foreign)
         table = _token_table(tokens, lanes, self._patch)
-        if GIST in layers and abridger is None:
+        thrifty = GIST in layers and EXACT not in layers and self._price is not None
+        if GIST in layers and abridger is None and not thrifty:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
-        # Alone, beside plain text or beside briefs, vectors need no network.
+        # Alone, beside plain text or beside shorter texts, vectors need no coder.
         result: list[dict[str, bytes]] = [{} for _ in blocks]
-        if abridger is not None and GIST in layers:
+        if thrifty:
+            result = self._encode_thriftily(blocks, level, tokens, foreign)
+        elif abridger is not None and GIST in layers:
             result = self._encode_briefs(blocks, level, tokens, foreign, abridger)
         sums = self._pool(lanes, table, self._in_context(layers)) if SEARCH in layers else []
         for b, (parts, made) in enumerate(zip(blocks, result, strict=True)):
@@ -637,6 +648,71 @@ class Codec:
             made[GIST] = varint(self.model.config.details) + varint(len(gist)) + gist + made.pop(EXACT)
             result.append(made)
         return result
+
+    def _encode_thriftily(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        level: int,
+        tokens: Sequence[Sequence[np.ndarray]],
+        foreign: Sequence[set[int]],
+    ) -> list[dict[str, bytes]]:
+        """Gists of what is worth its price. tokens, foreign: as `_encode_text` takes them."""
+        left = self._economize(blocks, tokens, foreign)
+        lanes = self._lay_out(left, foreign)
+        table = _token_table(left, lanes, self._patch)
+        made = self._encode_text(blocks, (GIST,), level, left, foreign, lanes, table)
+        return [dict(block.layers) for block in made]
+
+    def _economize(
+        self,
+        blocks: Sequence[Sequence[bytes]],
+        tokens: Sequence[Sequence[np.ndarray]],
+        foreign: Sequence[set[int]],
+    ) -> list[list[np.ndarray]]:
+        """The tokens that are worth the price, of each part of each block."""
+        assert self._price is not None
+        nothing = np.zeros(0, np.int64)
+        own = [
+            nothing if p in foreign[b] else part_tokens
+            for b, of in enumerate(tokens)
+            for p, part_tokens in enumerate(of)
+        ]
+        sizes = [len(parts) for parts in blocks]
+
+        def nested(flat: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+            waiting = iter(flat)
+            return [[next(waiting) for _ in range(size)] for size in sizes]
+
+        texts = [part for parts in blocks for part in parts]
+        left = economize(
+            texts, own, self.model.tokenizer.lengths, self._price, lambda flat: self._judge(nested(flat))
+        )
+        return [
+            [whole[p] if p in foreign[b] else part for p, part in enumerate(of)]
+            for b, (whole, of) in enumerate(zip(tokens, nested(left), strict=True))
+        ]
+
+    def _judge(self, tokens: Sequence[Sequence[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each part, block after block: bits of its tokens in the gist, float64 [T], and which of them the
+        gist's reading has right, bool [T]."""
+        lanes = self._lay_out(tokens, [set() for _ in tokens])
+        table = _token_table(tokens, lanes, self._patch)
+        coded = self._encoder.code(lanes, table, self._detail, exact=False)
+        gist = self._encoder.gist(table, self._detail)
+        with self._networks(lanes) as net:
+            read = read_tokens(net, lanes, gist, self._detail, self.batch_size)
+        found = [[(np.zeros(len(t)), np.zeros(len(t), bool)) for t in parts] for parts in tokens]
+        for i, (symbols, seen) in enumerate(zip(coded, read, strict=True)):
+            bits, right = found[lanes.block[i]][lanes.part[i]]
+            here = slice(int(lanes.start[i]), int(lanes.start[i] + lanes.count[i]))
+            np.add.at(bits[here], symbols.moments // 2, cost_bits(symbols.gist[1]))
+            right[here] = seen == table[i, : lanes.count[i]]
+        return [part for parts in found for part in parts]
+
+    def _lay_out(self, tokens: Sequence[Sequence[np.ndarray]], foreign: Sequence[set[int]]) -> Lanes:
+        """Lanes of the parts of blocks but the foreign ones."""
+        counts = [[0 if p in foreign[b] else len(t) for p, t in enumerate(of)] for b, of in enumerate(tokens)]
+        return lay_out(counts, self._segment, self._patch)
 
     def _encode_text(
         self,

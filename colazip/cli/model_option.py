@@ -48,26 +48,32 @@ def model_options(function: F) -> F:
 
 
 def load_codec(
-    model: str | None, *, detail: int = 0, brief: float | None = None, code_bytes: int | None = None
+    model: str | None,
+    *,
+    detail: int = 0,
+    brief: float | None = None,
+    price: float | None = None,
+    code_bytes: int | None = None,
 ) -> ArchiveCodec:
-    """The codec of the model folder `model` (None: the embedded default), writing gists of this detail, or
-    briefs, and search codes of this size.
+    """The codec of the model folder `model` (None: the embedded default), writing gists of this detail, at
+    this price, or briefs, and search codes of this size.
 
     A program that runs commands in its own process may hand a codec over: `main(argv, codec)`. It writes as
-    it was made: UsageError for another detail than 0, a brief, or a size of codes.
+    it was made: UsageError for another detail than 0, a brief, a price, or a size of codes.
     """
     given = _given_codec()
     if given is not None:
         if detail:
             raise UsageError(f"--detail {detail}: the codec of this program was made for one detail")
-        if brief is not None:
-            raise UsageError(f"--brief {brief:g}: the codec of this program was made to write as it does")
+        for name, value in (("--brief", brief), ("--price", price)):
+            if value is not None:
+                raise UsageError(f"{name} {value:g}: the codec of this program was made to write as it does")
         if code_bytes is not None:
             raise UsageError(f"--code-bytes {code_bytes}: the codec of this program was made for one size")
         return given
     from colazip.codec import Codec
 
-    return Codec.from_pretrained(model, detail=detail, brief=brief, code_bytes=code_bytes)
+    return Codec.from_pretrained(model, detail=detail, brief=brief, price=price, code_bytes=code_bytes)
 
 
 def open_archive(path: str, model: str | None = None) -> Archive:

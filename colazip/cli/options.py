@@ -46,6 +46,14 @@ brief_option = click.option(
     "to 100 words whole (up to 50 with 0.0625, 25 with 0.03125). English passages get some 8 times smaller "
     "with 0.5, 16 times with 0.0625. The gist is then a list of words, and there is no exact layer.",
 )
+price_option = click.option(
+    "--price",
+    type=click.FloatRange(1, 100),
+    metavar="BITS",
+    help="Leave words out of the gist that cost more bits than this for each of their tokens that would "
+    "read right; there is no exact layer then. At 9.5 English text loses about an eighth of its words, and "
+    "the gist as much of its size. Packing takes several times as long.",
+)
 code_bytes_option = click.option(
     "--code-bytes",
     type=click.IntRange(min=1),
@@ -123,15 +131,20 @@ def check_code_bytes(code_bytes: int | None, layers: Sequence[str]) -> None:
         raise UsageError(f"--code-bytes {code_bytes}: is about the layer {SEARCH}, and none is written here")
 
 
-def brief_layers(layers: Sequence[str] | None, brief: float | None) -> Sequence[str] | None:
-    """The layers to pack: with a brief all that can be, where none are named. Raises UsageError where no gist
-    is to be written."""
+def gist_layers(
+    layers: Sequence[str] | None, brief: float | None, price: float | None
+) -> Sequence[str] | None:
+    """The layers to pack: with a brief or a price all that can be, where none are named. Raises UsageError
+    where no gist is to be written, or for both."""
     from colazip.layers import GIST, SEARCH
 
-    if brief is None:
+    if brief is None and price is None:
         return layers
+    if brief is not None and price is not None:
+        raise UsageError("--brief chooses words by what they mean, --price by what they cost: give one")
     if layers is not None and GIST not in layers:
-        raise UsageError(f"--brief {brief:g}: says what a gist holds, and none is written here")
+        given = f"--price {price:g}" if brief is None else f"--brief {brief:g}"
+        raise UsageError(f"{given}: says what a gist holds, and none is written here")
     return (SEARCH, GIST) if layers is None else layers
 
 

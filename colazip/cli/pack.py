@@ -11,7 +11,6 @@ import click
 from colazip.cli.console import Console, amount, size
 from colazip.cli.model_option import load_codec, model_options
 from colazip.cli.options import (
-    brief_layers,
     brief_option,
     check_code_bytes,
     check_detail,
@@ -19,8 +18,10 @@ from colazip.cli.options import (
     console_options,
     detail_option,
     force_option,
+    gist_layers,
     layer_list,
     preset_option,
+    price_option,
 )
 from colazip.cli.progress import Progress
 from colazip.errors import UsageError
@@ -40,6 +41,7 @@ from colazip.errors import UsageError
 @preset_option
 @detail_option
 @brief_option
+@price_option
 @code_bytes_option
 @click.option(
     "--format",
@@ -70,6 +72,7 @@ def pack(
     preset: str,
     detail: int | None,
     brief: float | None,
+    price: float | None,
     code_bytes: int | None,
     format: str,
     text_column: str | None,
@@ -96,7 +99,7 @@ def pack(
         raise UsageError(
             "an archive can't be written to standard output; name a file, or use 'colazip compress'"
         )
-    kept = brief_layers(layers, brief)
+    kept = gist_layers(layers, brief, price)
     wanted, _ = choose(preset, kept)
     chosen_detail = check_detail(detail, wanted)
     check_code_bytes(code_bytes, wanted)
@@ -116,7 +119,9 @@ def pack(
             summary = Archive.pack(
                 output,
                 opened.records,
-                codec=load_codec(model, detail=chosen_detail, brief=brief, code_bytes=code_bytes),
+                codec=load_codec(
+                    model, detail=chosen_detail, brief=brief, price=price, code_bytes=code_bytes
+                ),
                 layers=kept,
                 preset=preset,
                 overwrite=force,
