@@ -24,7 +24,7 @@ import numpy as np
 from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
 from colazip.context import Network, summands
-from colazip.decode import decode_exact, decode_gist, rare_chances, read_tokens
+from colazip.decode import decode_exact, decode_gist, read_tokens
 from colazip.economy import HIGHEST, LOWEST, economize
 from colazip.entropy import cost_bits, encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
@@ -570,21 +570,6 @@ class Codec:
                 pieces.setdefault(int(lanes.block[lane]), []).append((int(lanes.start[lane]), tokens))
             for b, mine in pieces.items():
                 result[which[b]] = np.concatenate([t for _, t in sorted(mine, key=lambda s: s[0])])
-        return result
-
-    def rare_chances(self, pieces: Sequence[Gist]) -> list[np.ndarray]:
-        """Log2 of the probability that the decoder gives each slot behind the open tokens of gists of a
-        segment at most, float64 [n, slots] each."""
-        result = [np.zeros((0, self.model.config.slots))] * len(pieces)
-        for detail in {g.detail for g in pieces}:
-            which = [i for i, g in enumerate(pieces) if g.detail == detail and len(g.tokens)]
-            lanes = lay_out([[len(pieces[i].tokens)] for i in which], self._segment, self._patch)
-            table = _token_table([[pieces[i].tokens] for i in which], lanes, self._patch)
-            with self._networks(lanes) as net:
-                found = rare_chances(net, lanes, table, detail, self.batch_size)
-            for lane, logs in enumerate(found):
-                if len(logs):
-                    result[which[int(lanes.block[lane])]] = logs
         return result
 
     # -- encoding

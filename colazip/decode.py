@@ -83,18 +83,6 @@ def read_tokens(net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batc
     return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
 
 
-def rare_chances(net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int) -> list[np.ndarray]:
-    """Log2 of the probability of each slot behind the open tokens of every lane, float64 [n, slots] each."""
-    found: dict[int, np.ndarray] = {}
-    for lo, hi, where in _open(net, lanes, gist, detail, batch):
-        here = gist[lo:hi, : where.shape[1]]
-        shares = np.diff(net.rare_table(here, lanes.count[lo:hi], where, detail)).astype(np.float64)
-        logs = np.log2(shares / shares.sum(1, keepdims=True))
-        rows = np.repeat(np.arange(hi - lo), where.sum(1))
-        found |= {lo + i: logs[rows == i] for i in range(hi - lo)}
-    return [found.get(i, np.zeros((0, 0))) for i in range(len(lanes))]
-
-
 def _open(
     net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
