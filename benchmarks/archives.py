@@ -16,16 +16,20 @@ from colazip.presets import BALANCED, FAST, SMALL
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to pack. detail: of the gist; brief: the share of the words of long texts in a brief one."""
+    """One way to pack. detail: of the gist; price: bits that one of its tokens may cost; brief: the share of
+    the words of long texts in a brief one."""
 
     preset: str
     layers: tuple[str, ...]
     detail: int = 0
+    price: float | None = None
     brief: float | None = None
 
     @property
     def name(self) -> str:
         of_detail = {GIST: f"{GIST} of detail {self.detail}"} if self.detail else {}
+        if self.price is not None:
+            of_detail = {GIST: f"{GIST} at {self.price:g} bits a token"}
         if self.brief is not None:
             of_detail = {GIST: f"brief {GIST}, 1/{round(1 / self.brief)} of the words"}
         kept = [layer for layer in (EXACT, PLAIN, GIST, SEARCH) if layer in self.layers]
@@ -41,6 +45,7 @@ def variants(details: int) -> list[Variant]:
         Variant(FAST, (SEARCH, PLAIN)),
         Variant(FAST, (PLAIN,)),
         *(Variant(SMALL, (SEARCH, GIST), detail) for detail in range(details)),
+        Variant(SMALL, (SEARCH, GIST), price=9.6),
         Variant(SMALL, (SEARCH, GIST), brief=1 / 8),
         Variant(SMALL, (SEARCH,)),
     ]

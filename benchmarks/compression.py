@@ -182,7 +182,7 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
         for index, way in enumerate(ways):
             note(way.name)
             path = Path(folder) / f"variant-{index}"
-            writer = Codec(codec.model, detail=way.detail, brief=way.brief)
+            writer = Codec(codec.model, detail=way.detail, price=way.price, brief=way.brief)
             row, info = measure_layers(corpus.records, way, writer, path)
             results.rows.append(row)
             if not results.by_layer:

@@ -142,9 +142,10 @@ def test_growth_is_that_of_the_worst_blob() -> None:
 
 def test_a_variant_for_each_detail() -> None:
     names = [way.name for way in variants(3)]
-    assert len(set(names)) == len(names) == 9 and "colazip brief gist, 1/8 of the words + search" in names
+    assert len(set(names)) == len(names) == 10 and "colazip brief gist, 1/8 of the words + search" in names
     assert [n for n in names if n.startswith("colazip gist")] == [
         "colazip gist + search",
         "colazip gist of detail 1 + search",
         "colazip gist of detail 2 + search",
+        "colazip gist at 9.6 bits a token + search",
     ]
