@@ -41,7 +41,7 @@ class Abridger:
             raise UsageError(f"a brief of {share} of the words: must be from 1/64 to 1")
         self.words = min(WORDS, round(LONGEST * share))  # that a window keeps at most
         self._window = round(self.words / share)
-        self._tokenizer, self._rows = tokenizer, rows
+        self.share, self._tokenizer, self._rows = share, tokenizer, rows
 
     def abridge(self, data: bytes, tokens: np.ndarray) -> bytes:
         """The brief of a text: its words in their order, or all of it where it has no more than `words`.

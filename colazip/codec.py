@@ -215,6 +215,13 @@ class Codec:
         """Bytes of the search codes, where the model makes several sizes; None where it makes one."""
         return None if self.model.config.code_sizes is None else len(self._codebook)
 
+    @property
+    def abridged(self) -> str | None:
+        """Which words its gists leave out: "price 9.6", "brief 0.125"; None if none."""
+        if self._price is not None:
+            return f"price {self._price:g}"
+        return None if self._abridger is None else f"brief {self._abridger.share:g}"
+
     def with_code_bytes(self, code_bytes: int) -> Codec:
         """This codec for codes of another size. Raises UsageError for one that the model does not have."""
         if code_bytes == len(self._codebook):

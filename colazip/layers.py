@@ -90,6 +90,10 @@ class ArchiveCodec(SearchCodec, Protocol):
     def code_bytes(self) -> int | None:
         """Bytes of the search codes that it writes; None if codecs of this id know one size only."""
 
+    @property
+    def abridged(self) -> str | None:
+        """What it leaves out of gists beyond their detail, for people: "price 9.6"; None if nothing."""
+
     def with_code_bytes(self, code_bytes: int) -> SearchCodec:
         """What reads codes of that size. Raises UsageError for one that codecs of this id don't make."""
 

@@ -36,6 +36,7 @@ class PlainCodec:
         self.codebook = centroids / np.float32(74 * np.sqrt(_M * _WIDTH))
 
     code_bytes = None
+    abridged = None
 
     def with_code_bytes(self, code_bytes: int) -> PlainCodec:
         if code_bytes != _M:

@@ -167,6 +167,7 @@ class _Recorder:
         self.plain_slots, self.passages, self.vectors = codec.plain_slots, codec.passages, codec.vectors
         self.search_codes, self.with_code_bytes = codec.search_codes, codec.with_code_bytes
         self.code_bytes = None  # the codes will be of the embedder's vectors
+        self.abridged = codec.abridged
 
     def encode_blocks(
         self,

@@ -36,6 +36,7 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_TABLE_BYTES = 256 << 20  # of one Arrow table, after decompression; its section isn't longer either
 
 MAX_VECTOR_WIDTH = 1 << 16  # of another embedder's vectors
+MAX_ABRIDGED = 100  # characters of what a manifest says of gists
 
 BLOCKS = "blocks"
 ROWS = "rows"
@@ -83,7 +84,8 @@ class EmbedderInfo:
 class Manifest:
     """All that a reader knows of the archive before it reads a section. version: of the file's format.
 
-    code_bytes: of the codec's own search codes, where it knows several sizes.
+    code_bytes: of the codec's own search codes, where it knows several sizes. abridged: what the writer was
+    told to leave out of gists, for people; None: nothing.
     """
 
     writer: str
@@ -95,6 +97,7 @@ class Manifest:
     groups: tuple[Group, ...]
     embedder: EmbedderInfo | None = None
     code_bytes: int | None = None
+    abridged: str | None = None
     version: int = FORMAT_VERSION
 
     @property
@@ -139,7 +142,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "kind": own.kind,
             "codebook": [own.section.length, own.section.crc],
         }
-    sizes = {} if manifest.code_bytes is None else {"code_bytes": manifest.code_bytes}
+    told = {"code_bytes": manifest.code_bytes, "abridged": manifest.abridged}
     packed = msgpack.packb(
         {
             "format": FORMAT_VERSION,
@@ -152,7 +155,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "text_bytes": manifest.text_bytes,
             "source": manifest.source,
             **embedder,
-            **sizes,
+            **{name: value for name, value in told.items() if value is not None},
             "groups": [
                 [
                     g.records,
@@ -233,6 +236,7 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int, version: int) -> Man
         groups=groups,
         embedder=_load_embedder(fields, _groups_end(groups)),
         code_bytes=fields.number("code_bytes", 1, MAX_VECTOR_WIDTH) if "code_bytes" in fields else None,
+        abridged=_load_abridged(fields),
         version=version,
     )
     for name in ("records", "parts", "blocks"):
@@ -241,6 +245,15 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int, version: int) -> Man
     if manifest.end + len(packed) + FOOTER.size != file_bytes:
         raise FormatError("damaged or truncated: the sections don't add up to the size of the file")
     return manifest
+
+
+def _load_abridged(fields: _Fields) -> str | None:
+    if "abridged" not in fields:
+        return None
+    told = fields.get("abridged", str)
+    if len(told) > MAX_ABRIDGED or not told.isprintable():
+        raise FormatError("damaged: field 'abridged' of the manifest is malformed")
+    return told
 
 
 class _Fields:

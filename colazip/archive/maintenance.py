@@ -87,5 +87,6 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
             groups=tuple(container.groups),
             embedder=embedder,
             code_bytes=archive.manifest.code_bytes if SEARCH in kept else None,
+            abridged=archive.manifest.abridged if GIST in kept else None,
         )
         container.finish(manifest)

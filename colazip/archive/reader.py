@@ -369,6 +369,7 @@ class Archive:
             "bytes": sizes,
             "index": self._index_facts(),
             "layers": list(manifest.layers),
+            "abridged": manifest.abridged,
             "code_bytes": embedder.code_bytes if embedder else manifest.code_bytes,
             "embedder": embedder and {"name": embedder.name, "width": embedder.width, "kind": embedder.kind},
             "source": manifest.source,

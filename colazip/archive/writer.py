@@ -30,6 +30,7 @@ from colazip.errors import InputError, UsageError
 from colazip.layers import (
     BLOCK_BYTES,
     BLOCK_PARTS,
+    GIST,
     LAYERS,
     PLAIN,
     SEARCH,
@@ -81,6 +82,7 @@ def pack(
                 source=origin,
                 groups=tuple(container.groups),
                 code_bytes=codec.code_bytes if SEARCH in layers else None,
+                abridged=codec.abridged if GIST in layers else None,
             )
         )
         if progress is not None:

@@ -30,6 +30,7 @@ def test_pack_search_and_read_briefs(tmp_path: Path) -> None:
     run("pack", "long.txt", "short.txt", "-o", "b.cola", "--layers", "search,gist")
     assert (tmp_path / "a.cola").stat().st_size < 0.6 * (tmp_path / "b.cola").stat().st_size
     assert json.loads(run("info", "a.cola", "--json"))["layers"] == ["search", "gist"]
+    assert b"brief 0.125" in run("info", "a.cola") and b"brief" not in run("info", "b.cola")
     reading = run("get", "a.cola", "long.txt", "--from", "gist").decode()
     assert 40 < len(reading.split()) <= 100 < len(long.split())
     assert run("get", "a.cola", "short.txt", "--from", "gist") == b"The tide turns at six."

@@ -309,6 +309,14 @@ def test_manifest_of_garbage(good: bytes, tmp_path: Path) -> None:
             Archive(tmp_path / "a.cola", CODEC)
 
 
+@pytest.mark.parametrize("told", [7, None, "x" * 101, "two\nlines", "\x1b[31m"])
+def test_what_is_said_of_gists_is_a_short_line(good: bytes, tmp_path: Path, told: object) -> None:
+    forged = seal(good[: boundaries(good)[-3]], {**parse(good), "abridged": told})
+    (tmp_path / "f.cola").write_bytes(forged)
+    with pytest.raises(FormatError, match="abridged"):
+        Archive(tmp_path / "f.cola")
+
+
 def test_unknown_fields_of_the_manifest_are_left_alone(good: bytes, tmp_path: Path) -> None:
     forged = seal(good[: boundaries(good)[-3]], {**parse(good), "later": [1]})
     assert read_all(tmp_path / "a.cola", forged) == read_all(tmp_path / "a.cola", good)

@@ -160,11 +160,17 @@ def test_in_an_archive(tmp_path: Path) -> None:
     Archive.pack(tmp_path / "a.cola", records, codec=thrifty(8.0), layers=(SEARCH, GIST))
     with Archive(tmp_path / "a.cola", tiny_codec()) as archive:
         archive.verify()
+        assert archive.info()["abridged"] == archive.manifest.abridged == "price 8"
+        archive.strip(["search"], tmp_path / "g.cola")
+        archive.strip(["gist"], tmp_path / "s.cola")
         assert len(archive.gist("r3")) < len(TEXTS[3])
         with pytest.raises(MissingLayerError, match="no exact layer"):
             archive.get("r3")
         assert archive.search(TEXTS[3].decode(), 1)[0].text
         assert archive.fill("r3", missing=0.2)
+    for name, told in (("g", "price 8"), ("s", None)):
+        with Archive(tmp_path / f"{name}.cola", tiny_codec()) as archive:
+            assert archive.info()["abridged"] == told
 
 
 @pytest.mark.parametrize("price", [0.0, 0.99, 101.0, float("nan"), float("inf"), -5.0])
