@@ -23,7 +23,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 
 from benchmarks.archives import Keeper
 from benchmarks.command import note, run_command
@@ -76,7 +75,7 @@ def read_back(codec: Codec, records: Sequence[bytes], keeper: Keeper) -> Reading
         for slot, (part, wanted) in enumerate(zip(parts, tokenizer.encode(list(parts)), strict=True)):
             total += len(wanted)
             if slot in read:
-                places = align(gists[slot].tokens, named(codec, wanted, gists[slot].detail))
+                places = align(gists[slot].tokens, codec.model.cells.named(wanted, gists[slot].detail))
                 right += int((read[slot] == wanted[places]).sum())
                 texts.append(tokenizer.decode(read[slot].tolist()))
             else:  # kept plain: the very text
@@ -85,11 +84,6 @@ def read_back(codec: Codec, records: Sequence[bytes], keeper: Keeper) -> Reading
     waiting = iter(texts)
     joined = [b"".join(next(waiting) for _ in codec.split(record)) for record in records]
     return Readings([text.decode("utf-8", "replace") for text in joined], right, total)
-
-
-def named(codec: Codec, tokens: np.ndarray, detail: int) -> np.ndarray:
-    """What a gist says of tokens, int64 [T]."""
-    return codec.model.vae.readout.named(torch.from_numpy(tokens), detail).numpy()
 
 
 def align(said: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from colazip.errors import FormatError
-from colazip.search import among, best_of_each, best_of_records, code_cosines, decode
+from colazip.search import SearchIndex, among, best_of_each, best_of_records, code_cosines, decode
+from colazip.vectors import scaled
 
 SAMPLE_CODES = 50_000  # that the 4-bit codebooks are trained on
 _ENTRIES = 16
@@ -53,7 +54,7 @@ class CoarseCodes:
         m = next(m for m in range(min(2 * len(codebook), dimensions), 0, -1) if dimensions % m == 0)
         quantizer = faiss.ProductQuantizer(dimensions, m, 4)
         quantizer.cp.seed = _SEED
-        quantizer.train(_unit(decode(codebook, sample)))
+        quantizer.train(scaled(decode(codebook, sample)))
         centroids = faiss.vector_to_array(quantizer.centroids).reshape(m, _ENTRIES, dimensions // m)
         return cls(codebook, centroids)
 
@@ -63,7 +64,7 @@ class CoarseCodes:
     def add(self, codes: np.ndarray) -> None:
         """Append stored codes, uint8 [n, M], in bounded memory."""
         for start in range(0, len(codes), _CHUNK):
-            self._index.add(_unit(decode(self._codebook, codes[start : start + _CHUNK])))
+            self._index.add(scaled(decode(self._codebook, codes[start : start + _CHUNK])))
 
     def candidates(self, query: np.ndarray, count: int) -> np.ndarray:
         """Positions of about the best `count` codes, int64, ascending. query: float32 [D]."""
@@ -112,7 +113,7 @@ class LargeIndex:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         query = np.ascontiguousarray(query, dtype=np.float32)
         if allowed is not None:
-            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
+            places, chosen = self.among(allowed)
             positions, scores = chosen.search(query, k, None, group)
             return places[positions], scores
         fetch = max(_FIRST_FETCH, _FETCH_EACH * k)
@@ -125,11 +126,12 @@ class LargeIndex:
                 return best, scores
             fetch *= 4
 
-    def near(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> np.ndarray:
+    def among(self, allowed: np.ndarray) -> tuple[np.ndarray, SearchIndex]:
+        """As `SearchIndex.among`."""
+        return among(self._codebook, self.codes, self.owners, allowed)
+
+    def near(self, query: np.ndarray, count: int) -> np.ndarray:
         """As `SearchIndex.near`."""
-        if allowed is not None:
-            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
-            return places[chosen.near(query, count)]
         if not len(self) or not np.isfinite(query).all():
             return np.empty(0, dtype=np.int64)
         query = np.ascontiguousarray(query, dtype=np.float32)
@@ -146,8 +148,3 @@ class LargeIndex:
             records,
             lambda start, stop: code_cosines(self._codebook, self.codes[start:stop], query),
         )
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one, a zero row stays. float32 [n, D] -> float32 [n, D]."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -661,7 +661,7 @@ class Codec:
         tokens: Sequence[Sequence[np.ndarray]],
         foreign: Sequence[set[int]],
     ) -> list[list[np.ndarray]]:
-        """The tokens that are worth the price, of each part of each block."""
+        """The tokens that are worth the price, of each part of each block; of foreign ones none."""
         assert self._price is not None
         nothing = np.zeros(0, np.int64)
         own = [
@@ -679,10 +679,7 @@ class Codec:
         left = economize(
             texts, own, self.model.tokenizer.lengths, self._price, lambda flat: self._judge(nested(flat))
         )
-        return [
-            [whole[p] if p in foreign[b] else part for p, part in enumerate(of)]
-            for b, (whole, of) in enumerate(zip(tokens, nested(left), strict=True))
-        ]
+        return nested(left)
 
     def _judge(self, tokens: Sequence[Sequence[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each part, block after block: bits of its tokens in the gist, float64 [T], and which of them the
@@ -690,7 +687,7 @@ class Codec:
         lanes = self._lay_out(tokens, [set() for _ in tokens])
         table = _token_table(tokens, lanes, self._patch)
         coded = self._encoder.code(lanes, table, self._detail, exact=False)
-        gist = self._encoder.gist(table, self._detail)
+        gist = self.model.cells.named(table, self._detail)
         with self._networks(lanes) as net:
             read = read_tokens(net, lanes, gist, self._detail, self.batch_size)
         found = [[(np.zeros(len(t)), np.zeros(len(t), bool)) for t in parts] for parts in tokens]

@@ -61,15 +61,16 @@ def economize(
     price: bits that a token which reads right may cost.
     """
     found = [_start(text, own, lengths) for text, own in zip(texts, tokens, strict=True)]
+    remaining = list(tokens)
     for number in range(ROUNDS):
-        remaining = [
-            own if text is None else text.remaining() for text, own in zip(found, tokens, strict=True)
-        ]
         for text, (bits, right) in zip(found, judge(remaining), strict=True):
             if text is not None:
                 _learn(text, np.rint(bits * _GRID) / _GRID, right, price, first=number == 0)
         _choose_all([text for text in found if text is not None], price)
-    return [own if text is None else text.remaining() for text, own in zip(found, tokens, strict=True)]
+        remaining = [
+            own if text is None else text.remaining() for text, own in zip(found, tokens, strict=True)
+        ]
+    return remaining
 
 
 def split(text: bytes, ends: np.ndarray) -> np.ndarray:

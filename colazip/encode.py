@@ -50,7 +50,8 @@ class LaneEncoder:
     def code(self, lanes: Lanes, table: np.ndarray, detail: int, *, exact: bool) -> list[Coded]:
         """Every lane of the tokens int64 [L, T]; the lanes of a block must all be there, as they share its
         memory. exact: whether the exact layer is wanted."""
-        guesses = np.stack(recall(self.gist(table, detail), lanes.block, lanes.count))
+        named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
+        guesses = np.stack(recall(named, lanes.block, lanes.count))
         result = []
         with torch.inference_mode():
             for lo, hi, width in self._batches(lanes):
@@ -58,10 +59,6 @@ class LaneEncoder:
                 part = self._tensor(guesses[:, lo:hi], width)
                 result += self._run(x, counts, part, detail, exact)
         return result
-
-    def gist(self, table: np.ndarray, detail: int) -> np.ndarray:
-        """Tokens of any shape, int64, as the gist says them."""
-        return self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
 
     def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
         """(first lane, end, tokens of its whole patches); lanes come longest first, so padding is small."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colazip.search import best_of_each, best_of_records, cosines
-from colazip.vectors import pack_nibbles, unpack_nibbles
+from colazip.vectors import pack_nibbles, scaled, unpack_nibbles
 
 if TYPE_CHECKING:
     from colazip.coarse import LargeIndex
@@ -38,8 +38,7 @@ def mix(stored: np.ndarray, read: np.ndarray) -> np.ndarray:
 
     They err apart: the code coarsely, the reading in the rarer words (docs/experiments.md, 36).
     """
-    both = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (stored, read)]
-    return (both[0] + both[1]).astype(np.float32)
+    return scaled(stored) + scaled(read)
 
 
 class RefinedIndex:
@@ -68,9 +67,13 @@ class RefinedIndex:
         self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, group: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `SearchIndex.search`, of the passages nearest by their codes the k best by finer vectors."""
+        index, places = self._index, None
+        if allowed is not None:
+            places, index = self._index.among(allowed)
         fetch = max(_MIN_CANDIDATES, _CANDIDATES_EACH * k)
         while True:
-            near = self._index.near(query, fetch, allowed)
+            near = index.near(query, fetch)
+            near = near if places is None else places[near]
             owners = self.owners[near] if group else near
             best, scores = best_of_each(near, self._cosines(query, near), owners, k)
             if len(best) == k or len(near) < fetch:

@@ -66,7 +66,7 @@ class SearchIndex:
         none that it left out could score higher once divided by its length.
         """
         if allowed is not None:
-            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
+            places, chosen = self.among(allowed)
             positions, scores = chosen.search(query, k, None, group)
             return places[positions], scores
         total = len(self)
@@ -85,11 +85,15 @@ class SearchIndex:
                 return best, scores
             fetch = min(total, 4 * fetch)
 
-    def near(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> np.ndarray:
+    def among(self, allowed: np.ndarray) -> tuple[np.ndarray, SearchIndex]:
+        """(positions int64 [n] of the codes of allowed records, an index of those). allowed: bool [records].
+
+        Searched among them, k are found where k exist.
+        """
+        return among(self._codebook, self.codes, self.owners, allowed)
+
+    def near(self, query: np.ndarray, count: int) -> np.ndarray:
         """Candidates: positions of about the `count` codes nearest to a query, int64, ascending."""
-        if allowed is not None:
-            places, chosen = among(self._codebook, self.codes, self.owners, allowed)
-            return places[chosen.near(query, count)]
         if not len(self) or not np.isfinite(query).all():
             return np.empty(0, dtype=np.int64)
         query = np.ascontiguousarray(query, dtype=np.float32)
@@ -134,10 +138,7 @@ class SearchIndex:
 def among(
     codebook: np.ndarray, codes: np.ndarray, owners: np.ndarray, allowed: np.ndarray
 ) -> tuple[np.ndarray, SearchIndex]:
-    """(positions int64 [n] of the codes of allowed records, an index of those). allowed: bool [records].
-
-    Searched among them, k are found where k exist.
-    """
+    """What `SearchIndex.among` returns. owners: int [n]."""
     places = np.flatnonzero(allowed[owners])
     chosen = SearchIndex(codebook, owners.dtype.type)
     chosen.add(codes[places], owners[places])

@@ -76,7 +76,7 @@ def reread(
     known = [cells.known(p.tokens, p.detail) for p in pieces]
     tokens = [np.array(p.tokens, np.int64) for p in pieces]
     if holes is not None:
-        lost = [np.repeat(hole, patch)[: len(t)] for hole, t in zip(holes, tokens, strict=True)]
+        lost = [_lost(codec, hole, t) for hole, t in zip(holes, tokens, strict=True)]
         for told, missing in zip(known, lost, strict=True):
             told[missing] = len(cells.class_of)
         named = prior.name([_parts(told, patch) for told in known], sets, least=_LEAST)
@@ -108,7 +108,7 @@ def _drawn(
         near = _tokens(codec, values, len(piece.tokens))
         read = cells.nearest(near, piece.tokens, piece.detail)
         if holes is not None:
-            missing = np.repeat(holes[at], codec.model.config.patch)[: len(read)]
+            missing = _lost(codec, holes[at], read)
             read[missing] = cells.anywhere(near[missing])
         result.append(read)
     return result
@@ -197,7 +197,7 @@ def write_in(
     """
     result = []
     for at, (piece, hole) in enumerate(zip(pieces, holes, strict=True)):
-        missing = np.repeat(hole, codec.model.config.patch)[: len(piece)]
+        missing = _lost(codec, hole, piece)
         tokens = np.array(piece, np.int64)
         if missing.any():
             written = fill_in(
@@ -222,18 +222,23 @@ def infill(
     if codec.model.config.prior_features:
         known = []
         for piece, hole in zip(pieces, holes, strict=True):
-            missing = np.repeat(hole, patch)[: len(piece)]
+            missing = _lost(codec, hole, piece)
             known.append(_parts(np.where(missing, len(cells.class_of), piece), patch))
         named = prior.name(known, cells.sets())
         return [told.reshape(-1)[: len(p)] for told, p in zip(named, pieces, strict=True)]
     latents = [_patches(codec, cells.places[p]) for p in pieces]
     result = []
     for drawn, piece, hole in zip(prior.infill(latents, holes, options), pieces, holes, strict=True):
-        missing = np.repeat(hole, patch)[: len(piece)]
+        missing = _lost(codec, hole, piece)
         tokens = np.array(piece, np.int64)
         tokens[missing] = cells.anywhere(_tokens(codec, drawn, len(piece))[missing])
         result.append(tokens)
     return result
+
+
+def _lost(codec: Codec, hole: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Which tokens [T] of a segment are of the patches of `hole`, bool [P]: bool [T]."""
+    return np.repeat(hole, codec.model.config.patch)[: len(tokens)]
 
 
 def choose_missing(count: int, missing: float | Sequence[int], seed: int) -> np.ndarray:

@@ -26,8 +26,13 @@ def unit(sums: np.ndarray) -> np.ndarray:
 
 def shorten(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """What vectors are along some axes, at unit length: float32 [N, D], float16 [n, D] -> float32 [N, n]."""
-    along = vectors @ axes.astype(np.float32).T
-    return along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), np.float32(1e-12))
+    return scaled(vectors @ axes.astype(np.float32).T)
+
+
+def scaled(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one, a zero row stays, to the rounding of floats (`unit` is exact): float32 [N, D] ->
+    float32 [N, D]."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:

@@ -535,10 +535,7 @@ class Archive:
             codebook = self._search_codec().codebook
             sidecar = self._sidecar(strict=False)
             index, parts = (sidecar and sidecar.vectors(codebook)) or self._scanned(codebook)
-            refined = (
-                index if sidecar is None else sidecar.refined(index, codebook.shape[0] * codebook.shape[2])
-            )
-            self._search_index = refined, parts
+            self._search_index = index if sidecar is None else sidecar.refined(index, codebook), parts
         return self._search_index
 
     def _scanned(self, codebook: np.ndarray) -> tuple[SearchIndex, np.ndarray]:

@@ -100,14 +100,15 @@ class Sidecar:
         return LargeIndex(codebook, codes, owners, coarse), parts
 
     def refined(
-        self, index: SearchIndex | LargeIndex, dimensions: int
+        self, index: SearchIndex | LargeIndex, codebook: np.ndarray
     ) -> SearchIndex | LargeIndex | RefinedIndex:
-        """The index of all codes, with finer vectors where this has them. dimensions: of a vector."""
+        """The index of all codes, with finer vectors where this has them."""
         if _REFINE not in self._description:
             return index
         from colazip.refine import RefinedIndex
 
         try:
+            dimensions = codebook.shape[0] * codebook.shape[2]
             packed = self._mapped(_REFINE_FILE, np.uint8).reshape(len(index), dimensions // 2)
         except (ValueError, OSError) as error:
             raise SearchIndexError(f"{self._folder}: damaged: {error}; {_advice(self._folder)}") from error

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fidelity import align, named
+from benchmarks.fidelity import align
 from colazip import economy
 from colazip.archive import Archive, Record
 from colazip.codec import Codec
@@ -129,7 +129,7 @@ def test_gists_get_smaller_and_are_parts_of_the_text() -> None:
         kept = total = 0
         for slot, whole in enumerate(codec.model.tokenizer.encode(TEXTS)):
             said = found[slot].tokens
-            places = align(said, named(codec, whole, 0))  # raises if it is no part of it
+            places = align(said, codec.model.cells.named(whole, 0))  # raises if it is no part of it
             assert (np.diff(places) > 0).all() and len(said) >= len(whole) / 2
             kept, total = kept + len(said), total + len(whole)
         shares.append(kept / total)
