@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from colazip.errors import FormatError
-from colazip.search import SearchIndex, among, best_of_each, best_of_records, code_cosines, decode
-from colazip.vectors import scaled
+from colazip.search import SearchIndex, among, best_of_each, best_of_records, code_cosines
+from colazip.vectors import read_codes, scaled
 
 SAMPLE_CODES = 50_000  # that the 4-bit codebooks are trained on
 _ENTRIES = 16
@@ -54,7 +54,7 @@ class CoarseCodes:
         m = next(m for m in range(min(2 * len(codebook), dimensions), 0, -1) if dimensions % m == 0)
         quantizer = faiss.ProductQuantizer(dimensions, m, 4)
         quantizer.cp.seed = _SEED
-        quantizer.train(scaled(decode(codebook, sample)))
+        quantizer.train(scaled(read_codes(sample, codebook)))
         centroids = faiss.vector_to_array(quantizer.centroids).reshape(m, _ENTRIES, dimensions // m)
         return cls(codebook, centroids)
 
@@ -64,7 +64,7 @@ class CoarseCodes:
     def add(self, codes: np.ndarray) -> None:
         """Append stored codes, uint8 [n, M], in bounded memory."""
         for start in range(0, len(codes), _CHUNK):
-            self._index.add(scaled(decode(self._codebook, codes[start : start + _CHUNK])))
+            self._index.add(scaled(read_codes(codes[start : start + _CHUNK], self._codebook)))
 
     def candidates(self, query: np.ndarray, count: int) -> np.ndarray:
         """Positions of about the best `count` codes, int64, ascending. query: float32 [D]."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
+from colazip.config import ModelConfig
 from colazip.context import Network, summands
 from colazip.decode import decode_exact, decode_gist, read_tokens
 from colazip.economy import HIGHEST, LOWEST, economize
@@ -34,7 +35,8 @@ from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
 from colazip.search_layer import dump_codes, load_codes
-from colazip.vectors import assign_codes, shorten, unit
+from colazip.side import Side, beside, code_of_patches, joined
+from colazip.vectors import assign_codes, read_codes, shorten, unit
 from colazip.wire import Reader, varint, varints
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from colazip.nn.steps import Networks
 
 _T = TypeVar("_T")
+# Search codes of a block: the part of each, int64 [n], ascending, and the codes, uint8 [n, M].
+Codes = tuple[np.ndarray, np.ndarray]
 
 _MAGIC = b"\xc0\x1a"
 _BLOB_VERSION = 3
@@ -66,10 +70,11 @@ _PROBE, _PROBE_GAIN = 3, 1.5  # zstd's highest level saves less than a third of 
 @dataclass(frozen=True)
 class Gist:
     """What a gist says of a part. tokens: int64 [T], rarer ones by what stands for them; detail: of the
-    gist."""
+    gist; side: what it was coded given, if anything, with the part's patches in one lane."""
 
     tokens: np.ndarray
     detail: int
+    side: Side | None = None
 
 
 class Codec:
@@ -87,6 +92,8 @@ class Codec:
     that the model has (`config.codes`); None is the model's own. context: whether what is packed is embedded
     by the model's search encoder, if it has one, which is slower; None: where networks code the text anyway,
     in blocks with a gist. Vectors with it and without lie in one space, and `vectors` is always with it.
+    conditional: code gists given the search codes beside them, if the model can; such archives are smaller,
+    and their search codes can't be stripped.
     Reading archives depends on none of them. A Codec may be used by one thread at a time.
     """
 
@@ -103,6 +110,7 @@ class Codec:
         passage_tokens: int | None = PASSAGE_TOKENS,
         code_bytes: int | None = None,
         context: bool | None = None,
+        conditional: bool = True,
     ) -> None:
         if not 0 <= detail < model.config.details:
             raise UsageError(
@@ -127,6 +135,7 @@ class Codec:
         self._segment = model.config.segment * model.config.patch
         self._codebook = _codebook(model, model.config.code_bytes if code_bytes is None else code_bytes)
         self._context = context
+        self._conditional = conditional and bool(model.config.conditional)
         self._passage_tokens = passage_tokens
         if price is not None and not LOWEST <= price <= HIGHEST:  # NaN too
             raise UsageError(f"a price of {price} bits a token: must be from {LOWEST:g} to {HIGHEST:g}")
@@ -149,6 +158,7 @@ class Codec:
         passage_tokens: int | None = PASSAGE_TOKENS,
         code_bytes: int | None = None,
         context: bool | None = None,
+        conditional: bool = True,
     ) -> Codec:
         """Load a model folder; None is the model inside the package. Raises ModelError."""
         return cls(
@@ -162,6 +172,7 @@ class Codec:
             passage_tokens=passage_tokens,
             code_bytes=code_bytes,
             context=context,
+            conditional=conditional,
         )
 
     @cached_property
@@ -214,6 +225,11 @@ class Codec:
     def code_bytes(self) -> int | None:
         """Bytes of the search codes, where the model makes several sizes; None where it makes one."""
         return None if self.model.config.code_sizes is None else len(self._codebook)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it codes gists given the search codes beside them."""
+        return self._conditional
 
     @property
     def abridged(self) -> str | None:
@@ -388,7 +404,9 @@ class Codec:
             expected = [r.take(4) for r in checksums]
             with self._networks(some.lanes) as net:
                 streams = [r.rest() for r in checksums]
-                tokens = decode_exact(net, some.lanes, some.gist, streams, some.detail, self.batch_size)
+                tokens = decode_exact(
+                    net, some.lanes, some.gist, streams, some.detail, self.batch_size, some.side
+                )
             for b, parts in enumerate(self._texts(some, tokens)):
                 if _checksum(b"".join(parts)) != expected[b]:
                     raise FormatError("exact layer: the text does not match its checksum")
@@ -411,7 +429,7 @@ class Codec:
         result: list[list[str]] = []
         for some in self._open_blocks(blocks, (GIST,)):
             with self._networks(some.lanes) as net:
-                tokens = read_tokens(net, some.lanes, some.gist, some.detail, self.batch_size)
+                tokens = read_tokens(net, some.lanes, some.gist, some.detail, self.batch_size, some.side)
             result.extend(
                 [p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens)
             )
@@ -526,7 +544,7 @@ class Codec:
             return np.zeros(0, np.int64)
         if GIST not in block.layers:
             return np.arange(block.count)
-        counts, _ = _split_gist(self._brief_of(block) or block, self.model.config.details)
+        counts, _ = _split_gist(self._brief_of(block) or block, self.model.config)
         return np.flatnonzero(np.array(counts) < 0)
 
     def _brief_of(self, block: Block) -> Block | None:
@@ -535,11 +553,10 @@ class Codec:
             return None
         details = self.model.config.details
         reader = Reader(block.layers[GIST], "gist layer")
-        if reader.varint(details) < details:
+        if reader.varint(details + 1) != details:
             return None
         layers = {GIST: reader.take(reader.varint(reader.left)), EXACT: reader.rest()}
-        if PLAIN in block.layers:
-            layers[PLAIN] = block.layers[PLAIN]
+        layers |= {name: block.layers[name] for name in (SEARCH, PLAIN) if name in block.layers}
         return Block(block.count, layers)
 
     # -- latents, for the prior
@@ -552,32 +569,43 @@ class Codec:
         for i in range(len(lanes)):
             piece = int(lanes.start[i]), some.gist[i, : lanes.count[i]]
             found.setdefault(int(lanes.part[i]), []).append(piece)
-        return {
-            slot: Gist(np.concatenate([t for _, t in sorted(v, key=lambda s: s[0])]), some.detail)
-            for slot, v in found.items()
-        }
+        result = {}
+        for slot, pieces in found.items():
+            tokens = np.concatenate([t for _, t in sorted(pieces, key=lambda s: s[0])])
+            result[slot] = Gist(tokens, some.detail, some.side_of(slot, -(-len(tokens) // self._patch)))
+        return result
 
     def plain_texts(self, block: Block) -> dict[int, str]:
         """Texts of the parts of a block with a gist that are kept in PLAIN instead: slot -> text."""
-        detail, _ = _gist_head(block, self.model.config.details)
-        (plain,) = _Opened([block], detail, self).plain
+        (plain,) = _Opened([block], self).plain
         return {slot: data.decode("utf-8", "replace") for slot, data in plain.items()}
 
     def read_tokens(self, gists: Sequence[Gist]) -> list[np.ndarray]:
         """Readings of gists: the likeliest tokens behind them, int64 [T] each."""
         result = [np.zeros(0, np.int64)] * len(gists)
-        for detail in {g.detail for g in gists}:
-            which = [i for i, g in enumerate(gists) if g.detail == detail]
+        for detail, told in {(g.detail, g.side is not None) for g in gists}:
+            which = [i for i, g in enumerate(gists) if (g.detail, g.side is not None) == (detail, told)]
             lanes = lay_out([[len(gists[i].tokens)] for i in which], self._segment, self._patch)
             table = _token_table([[gists[i].tokens] for i in which], lanes, self._patch)
+            side = self._cut([gists[i].side for i in which], lanes) if told else None
             with self._networks(lanes) as net:
-                read = read_tokens(net, lanes, table, detail, self.batch_size)
+                read = read_tokens(net, lanes, table, detail, self.batch_size, side)
             pieces: dict[int, list[tuple[int, np.ndarray]]] = {}
             for lane, tokens in enumerate(read):
                 pieces.setdefault(int(lanes.block[lane]), []).append((int(lanes.start[lane]), tokens))
             for b, mine in pieces.items():
                 result[which[b]] = np.concatenate([t for _, t in sorted(mine, key=lambda s: s[0])])
         return result
+
+    def _cut(self, parts: Sequence[Side | None], lanes: Lanes) -> Side:
+        """What parts were coded given, one lane each, for the lanes that they are cut into; their numbers are
+        those of the blocks."""
+        cut = []
+        for block, start, patches in zip(lanes.block, lanes.start, lanes.patches, strict=True):
+            side, at = parts[block], int(start) // self._patch
+            assert side is not None
+            cut.append(Side(side.vectors, side.of[:, at : at + int(patches)]))
+        return joined(cut)
 
     # -- encoding
 
@@ -587,8 +615,10 @@ class Codec:
         layers: tuple[str, ...],
         level: int,
         abridger: Abridger | None = None,
+        codes: Sequence[Codes] | None = None,
     ) -> list[Block]:
-        """Blocks within their bounds. abridger: what makes the briefs that a gist shall be."""
+        """Blocks within their bounds. abridger: what makes the briefs that a gist shall be. codes: search
+        codes of each block that are known already and that a gist is to be coded given."""
         if layers == (PLAIN,):
             return [Block(len(parts), {PLAIN: self._plain.encode_parts(parts, level)}) for parts in blocks]
         coded_tokens = iter(self.model.tokenizer.encode([part for parts in blocks for part in parts]))
@@ -600,18 +630,21 @@ class Codec:
         lanes = self._lay_out(tokens, foreign)
         table = _token_table(tokens, lanes, self._patch)
         thrifty = GIST in layers and EXACT not in layers and self._price is not None
+        if SEARCH in layers and GIST in layers and self._conditional:
+            codes = self._codes(len(blocks), lanes, self._pool(lanes, table, self._in_context(layers)))
         if GIST in layers and abridger is None and not thrifty:
-            return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table)
+            return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table, codes)
         # Alone, beside plain text or beside shorter texts, vectors need no coder.
         result: list[dict[str, bytes]] = [{} for _ in blocks]
         if thrifty:
-            result = self._encode_thriftily(blocks, level, tokens, foreign)
+            result = self._encode_thriftily(blocks, level, tokens, foreign, codes)
         elif abridger is not None and GIST in layers:
-            result = self._encode_briefs(blocks, level, tokens, foreign, abridger)
-        sums = self._pool(lanes, table, self._in_context(layers)) if SEARCH in layers else []
+            result = self._encode_briefs(blocks, level, tokens, foreign, abridger, codes)
+        if SEARCH in layers and codes is None:
+            codes = self._codes(len(blocks), lanes, self._pool(lanes, table, self._in_context(layers)))
         for b, (parts, made) in enumerate(zip(blocks, result, strict=True)):
-            if SEARCH in layers:
-                made[SEARCH] = self._search_layer(b, len(parts), lanes, sums)
+            if SEARCH in layers and codes is not None:
+                made[SEARCH] = dump_codes(len(parts), *codes[b])
             if PLAIN in layers:
                 made[PLAIN] = self._plain.encode_parts(parts, level)
         return [Block(len(parts), made) for parts, made in zip(blocks, result, strict=True)]
@@ -623,8 +656,9 @@ class Codec:
         tokens: Sequence[Sequence[np.ndarray]],
         foreign: Sequence[set[int]],
         abridger: Abridger,
+        codes: Sequence[Codes] | None,
     ) -> list[dict[str, bytes]]:
-        """Layers of blocks whose gist is a brief: shorter texts, coded exactly. tokens, foreign: as
+        """Layers of blocks whose gist is a brief: shorter texts, coded exactly. tokens, foreign, codes: as
         `_encode_text` takes them."""
         briefs = [
             [
@@ -634,7 +668,7 @@ class Codec:
             for b, parts in enumerate(blocks)
         ]
         result = []
-        for block in self._encode_some(briefs, (GIST, EXACT), level):
+        for block in self._encode_some(briefs, (GIST, EXACT), level, codes=codes):
             made = dict(block.layers)
             gist = made[GIST]
             made[GIST] = varint(self.model.config.details) + varint(len(gist)) + gist + made.pop(EXACT)
@@ -647,12 +681,13 @@ class Codec:
         level: int,
         tokens: Sequence[Sequence[np.ndarray]],
         foreign: Sequence[set[int]],
+        codes: Sequence[Codes] | None,
     ) -> list[dict[str, bytes]]:
-        """Gists of what is worth its price. tokens, foreign: as `_encode_text` takes them."""
-        left = self._economize(blocks, tokens, foreign)
+        """Gists of what is worth its price. tokens, foreign, codes: as `_encode_text` takes them."""
+        left = self._economize(blocks, tokens, foreign, codes)
         lanes = self._lay_out(left, foreign)
         table = _token_table(left, lanes, self._patch)
-        made = self._encode_text(blocks, (GIST,), level, left, foreign, lanes, table)
+        made = self._encode_text(blocks, (GIST,), level, left, foreign, lanes, table, codes)
         return [dict(block.layers) for block in made]
 
     def _economize(
@@ -660,6 +695,7 @@ class Codec:
         blocks: Sequence[Sequence[bytes]],
         tokens: Sequence[Sequence[np.ndarray]],
         foreign: Sequence[set[int]],
+        codes: Sequence[Codes] | None,
     ) -> list[list[np.ndarray]]:
         """The tokens that are worth the price, of each part of each block; of foreign ones none."""
         assert self._price is not None
@@ -677,19 +713,26 @@ class Codec:
 
         texts = [part for parts in blocks for part in parts]
         left = economize(
-            texts, own, self.model.tokenizer.lengths, self._price, lambda flat: self._judge(nested(flat))
+            texts,
+            own,
+            self.model.tokenizer.lengths,
+            self._price,
+            lambda flat: self._judge(nested(flat), codes),
         )
         return nested(left)
 
-    def _judge(self, tokens: Sequence[Sequence[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _judge(
+        self, tokens: Sequence[Sequence[np.ndarray]], codes: Sequence[Codes] | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each part, block after block: bits of its tokens in the gist, float64 [T], and which of them the
         gist's reading has right, bool [T]."""
         lanes = self._lay_out(tokens, [set() for _ in tokens])
         table = _token_table(tokens, lanes, self._patch)
-        coded = self._encoder.code(lanes, table, self._detail, exact=False)
+        side = self._side(lanes, codes)
+        coded = self._encoder.code(lanes, table, self._detail, exact=False, side=side)
         gist = self.model.cells.named(table, self._detail)
         with self._networks(lanes) as net:
-            read = read_tokens(net, lanes, gist, self._detail, self.batch_size)
+            read = read_tokens(net, lanes, gist, self._detail, self.batch_size, side)
         found = [[(np.zeros(len(t)), np.zeros(len(t), bool)) for t in parts] for parts in tokens]
         for i, (symbols, seen) in enumerate(zip(coded, read, strict=True)):
             bits, right = found[lanes.block[i]][lanes.part[i]]
@@ -712,12 +755,17 @@ class Codec:
         foreign: Sequence[set[int]],
         lanes: Lanes,
         table: np.ndarray,
+        codes: Sequence[Codes] | None,
     ) -> list[Block]:
-        """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T]."""
-        pool = self._pool if SEARCH in layers else _no_sums
+        """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T];
+        codes: search codes of each block that the text is coded given, if it is."""
+        side = self._side(lanes, codes)
+        pool = self._pool if SEARCH in layers and codes is None else _no_sums
         with self._aside(pool, lanes, table, self._in_context(layers)) as pooled:
-            coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers)
+            coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers, side=side)
             sums = pooled()
+        if SEARCH in layers and codes is None:
+            codes = self._codes(len(blocks), lanes, sums)
         plain = [
             foreign[b] | self._choose_plain(b, parts, level, lanes, coded) for b, parts in enumerate(blocks)
         ]
@@ -728,7 +776,13 @@ class Codec:
         again = [i for i in range(len(kept)) if plain[kept.block[i]] > foreign[kept.block[i]]]
         if again:
             exact = EXACT in layers
-            renewed = self._encoder.code(kept.subset(again), table[alive][again], self._detail, exact=exact)
+            renewed = self._encoder.code(
+                kept.subset(again),
+                table[alive][again],
+                self._detail,
+                exact=exact,
+                side=None if side is None else side.subset([alive[i] for i in again]),
+            )
             for i, row in zip(again, renewed, strict=True):
                 rows[i] = row
         gist = self._streams(len(blocks), kept, [r.gist_symbols() for r in rows])
@@ -736,10 +790,10 @@ class Codec:
         result = []
         for b, parts in enumerate(blocks):
             made: dict[str, bytes] = {}
-            if SEARCH in layers:
-                made[SEARCH] = self._search_layer(b, len(parts), lanes, sums)
+            if SEARCH in layers and codes is not None:
+                made[SEARCH] = dump_codes(len(parts), *codes[b])
             counts_head = varints(0 if p in plain[b] else len(t) + 1 for p, t in enumerate(tokens[b]))
-            made[GIST] = varint(self._detail) + counts_head + gist[b]
+            made[GIST] = self._gist_head(side is not None) + counts_head + gist[b]
             if EXACT in layers:
                 made[EXACT] = _checksum(b"".join(parts)) + rest[b]
             if plain[b]:
@@ -763,9 +817,24 @@ class Codec:
             return False
         return len(self._plain.encode(part, level)[1]) <= size
 
-    def _search_layer(self, b: int, count: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> bytes:
-        """Codes of the passages of one block, of all parts that have lanes. sums: float64 [P, D] of each
-        lane, its patches' summands."""
+    def _gist_head(self, conditional: bool) -> bytes:
+        """What a gist layer begins with. conditional: whether it is coded given search codes."""
+        if not conditional:
+            return varint(self._detail)
+        return varint(self.model.config.details + 1) + varint(self._detail) + varint(len(self._codebook))
+
+    def _side(self, lanes: Lanes, codes: Sequence[Codes] | None) -> Side | None:
+        """What lanes are coded given, if anything. codes: of each block."""
+        if codes is None:
+            return None
+        return beside(lanes, [(slots, read_codes(c, self._codebook)) for slots, c in codes], self._patch)
+
+    def _codes(self, count: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> list[Codes]:
+        """Codes of the passages of each of `count` blocks, of all parts that have lanes. sums: float64 [P, D]
+        of each lane, its patches' summands."""
+        return [self._codes_of(b, lanes, sums) for b in range(count)]
+
+    def _codes_of(self, b: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> Codes:
         mine: dict[int, list[int]] = {}
         for i in np.flatnonzero(lanes.block == b).tolist():
             mine.setdefault(int(lanes.part[i]), []).append(i)
@@ -778,8 +847,7 @@ class Codec:
             # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
             pooled.append(np.stack([summands[start:end].sum(0) for start, end in spans]))
             slots += [part] * len(spans)
-        codes = assign_codes(unit(np.concatenate(pooled)), self._codebook)
-        return dump_codes(count, np.array(slots, np.int64), codes)
+        return np.array(slots, np.int64), assign_codes(unit(np.concatenate(pooled)), self._codebook)
 
     @staticmethod
     def _streams(count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
@@ -806,15 +874,17 @@ class Codec:
         for name in layers:
             if any(name not in b.layers for b in blocks):
                 raise MissingLayerError(f"the {name} layer was not packed, or was stripped")
-        details = [_gist_head(b, self.model.config.details)[0] for b in blocks]
+        heads = [_gist_head(b, self.model.config)[0] for b in blocks]
         lo = 0
         while lo < len(blocks):
             hi = lo + 1
-            while hi < min(len(blocks), lo + self._blocks_at_once) and details[hi] == details[lo]:
+            while hi < min(len(blocks), lo + self._blocks_at_once) and heads[hi] == heads[lo]:
                 hi += 1
-            some = _Opened(blocks[lo:hi], details[lo], self)
+            some = _Opened(blocks[lo:hi], self)
             with self._networks(some.lanes) as net:
-                some.gist = decode_gist(net, self.model.config, some.lanes, some.gist_streams, some.detail)
+                some.gist = decode_gist(
+                    net, self.model.config, some.lanes, some.gist_streams, some.detail, some.side
+                )
             yield some
             lo = hi
 
@@ -838,16 +908,22 @@ class Codec:
 
 
 class _Opened:
-    """Blocks taken apart: lanes, streams and plain frames; every length checked before it is used."""
+    """Blocks taken apart, whose gists begin alike: lanes, streams and plain frames; every length checked
+    before it is used.
 
-    def __init__(self, blocks: Sequence[Block], detail: int, codec: Codec) -> None:
-        self.blocks, self.detail = list(blocks), detail
+    side: what the lanes were coded given, if anything.
+    """
+
+    def __init__(self, blocks: Sequence[Block], codec: Codec) -> None:
+        config = codec.model.config
+        self.blocks = list(blocks)
+        (self.detail, size), _ = _gist_head(self.blocks[0], config)
         self.plain: list[dict[int, bytes]] = []
         self.gist_streams: list[bytes] = []
         self.gist = np.zeros((0, 0), np.int64)  # tokens of every lane [L, P * K]
         counts = []
         for block in self.blocks:
-            tokens, stream = _split_gist(block, codec.model.config.details)
+            tokens, stream = _split_gist(block, config)
             self.gist_streams.append(stream)
             counts.append(tokens)
             slots = [p for p, t in enumerate(tokens) if t < 0]
@@ -856,24 +932,57 @@ class _Opened:
                 raise FormatError("plain layer: the gist says that no part is in it")
             self.plain.append(dict(zip(slots, kept, strict=True)))
         self.lanes = lay_out(counts, codec._segment, codec._patch)
+        self.side: Side | None = None
+        self._known: list[tuple[np.ndarray, np.ndarray]] = []
+        if size is not None:
+            codebook = codec.model.codebooks[size]
+            self._known = [_known(block, codebook) for block in self.blocks]
+            try:
+                self.side = beside(self.lanes, self._known, codec._patch)
+            except ValueError as e:
+                raise FormatError(f"search layer: {e}, and its gist was coded given one") from e
+
+    def side_of(self, slot: int, patches: int) -> Side | None:
+        """What a part of the first block, of so many patches, was coded given, if anything."""
+        if not self._known:
+            return None
+        slots, vectors = self._known[0]
+        mine = vectors[slots == slot]
+        return Side(mine, code_of_patches(patches, len(mine))[None])
 
 
-def _gist_head(block: Block, details: int) -> tuple[int, Reader]:
-    """Detail of a block's gist, and what follows."""
+def _known(block: Block, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(parts that have search codes, int64 [n]; what the codes stand for, float32 [n, D])."""
+    if SEARCH not in block.layers:
+        raise MissingLayerError(
+            "the gist was coded given the search codes beside it, and they are not here: read both layers"
+        )
+    slots, codes = load_codes(block.layers[SEARCH], block.count, len(codebook))
+    return slots, read_codes(codes, codebook)
+
+
+def _gist_head(block: Block, config: ModelConfig) -> tuple[tuple[int, int | None], Reader]:
+    """Detail of a block's gist and the bytes of the search codes that it was coded given (None: of none), and
+    what follows."""
     reader = Reader(block.layers[GIST], "gist layer")
-    detail = reader.varint(details)
-    if detail == details:
+    kind = reader.varint(config.details + bool(config.conditional))
+    if kind == config.details:
         raise MissingLayerError(
             "the gist is a brief, which has words and no latents: pack the source without brief"
         )
-    return detail, reader
+    if kind < config.details:
+        return (kind, None), reader
+    detail, size = reader.varint(config.details - 1), reader.varint(max(config.codes))
+    if size not in config.codes:
+        raise FormatError(f"gist layer: coded given search codes of {size} bytes, which this model has not")
+    return (detail, size), reader
 
 
-def _split_gist(block: Block, details: int) -> tuple[list[int], bytes]:
+def _split_gist(block: Block, config: ModelConfig) -> tuple[list[int], bytes]:
     """Token count of each part (-1: kept in PLAIN) and the stream of a gist layer."""
     if not 0 <= block.count <= BLOCK_PARTS:
         raise FormatError(f"a block of {block.count} parts, at most {BLOCK_PARTS} can be")
-    _, reader = _gist_head(block, details)
+    _, reader = _gist_head(block, config)
     tokens = [reader.varint(BLOCK_BYTES + 1) - 1 for _ in range(block.count)]
     if sum(t for t in tokens if t > 0) > BLOCK_BYTES:
         raise FormatError("gist layer: more tokens than a block can hold")

@@ -57,6 +57,7 @@ class ModelConfig:
         None  # bytes of all codes it makes, ascending; None: code_bytes alone
     )
     search_encoder: EncoderConfig | None = None  # None: search vectors are sums of rows
+    conditional: bool | None = None  # True: gists can be coded given the search codes beside them
 
     @property
     def vocabulary(self) -> int:
@@ -83,6 +84,7 @@ class ModelConfig:
 
 _PARTS: dict[str, type] = {"StackConfig": StackConfig, "EncoderConfig | None": EncoderConfig}
 _SIZES = "tuple[int, ...] | None"
+_FLAG = "bool | None"
 _LIMIT = 1 << 20  # no field of a sane model is larger; bounds what a hostile config can allocate
 
 
@@ -112,6 +114,10 @@ def _build(cls: type, values: Any) -> Any:
             if not isinstance(value, list) or not value or not all(_is_size(n, 1) for n in value):
                 raise TypeError(f"{name} must be a list of positive integers")
             made[name] = tuple(value)
+        elif known[name].type == _FLAG:
+            if value is not True:
+                raise TypeError(f"{name} must be true, or not be there")
+            made[name] = value
         elif _is_size(value, _least(name)):
             made[name] = value
         else:

@@ -11,23 +11,29 @@ from colazip.config import ModelConfig
 from colazip.entropy import StreamDecoder
 from colazip.lanes import Lanes
 from colazip.memory import ORDERS, BlockMemory
+from colazip.side import Side
 
 if TYPE_CHECKING:
     from colazip.nn.steps import Networks
 
 
 def decode_gist(
-    net: Networks, config: ModelConfig, lanes: Lanes, streams: Sequence[bytes], detail: int
+    net: Networks,
+    config: ModelConfig,
+    lanes: Lanes,
+    streams: Sequence[bytes],
+    detail: int,
+    side: Side | None = None,
 ) -> np.ndarray:
     """Gist tokens of all lanes, int64 [L, P * K], zero behind a lane's end. streams: the gist stream of each
-    block."""
+    block. side: what they were coded given, if anything."""
     patch = config.patch
     decoder = StreamDecoder(streams)
     longest = int(lanes.patches.max(initial=0))
     # Padding in front: the tokens before the first.
     tokens = np.zeros((len(lanes), ORDERS + longest * patch), np.int64)
     memory = BlockMemory(len(streams))
-    net.start(len(lanes), detail)
+    net.start(len(lanes), detail, side)
     for i in range(longest):
         n = lanes.active_patches(i)
         here = ORDERS + i * patch
@@ -54,15 +60,21 @@ def decode_gist(
 
 
 def decode_exact(
-    net: Networks, lanes: Lanes, gist: np.ndarray, streams: Sequence[bytes], detail: int, batch: int
+    net: Networks,
+    lanes: Lanes,
+    gist: np.ndarray,
+    streams: Sequence[bytes],
+    detail: int,
+    batch: int,
+    side: Side | None = None,
 ) -> list[np.ndarray]:
     """Exact tokens of every lane, int64 [T] each. gist: what `decode_gist` gave. streams: the exact stream of
-    each block. batch: lanes that pass the decoder together."""
+    each block. batch: lanes that pass the decoder together. side: as `decode_gist` takes it."""
     decoder = StreamDecoder(streams)
     tokens = gist.copy()
     for lo, hi, where in _open(net, lanes, gist, detail, batch):
         here = gist[lo:hi, : where.shape[1]]
-        table = net.rare_table(here, lanes.count[lo:hi], where, detail)
+        table = net.rare_table(here, lanes.count[lo:hi], where, detail, _of_lanes(side, lo, hi, lanes))
         rows, columns = np.nonzero(where)
         order = np.argsort(lanes.block[lo:hi][rows], kind="stable")
         slots = np.empty(len(rows), np.int64)
@@ -72,15 +84,28 @@ def decode_exact(
     return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
 
 
-def read_tokens(net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int) -> list[np.ndarray]:
-    """The likeliest tokens behind the gist of every lane, int64 [T] each."""
+def read_tokens(
+    net: Networks,
+    lanes: Lanes,
+    gist: np.ndarray,
+    detail: int,
+    batch: int,
+    side: Side | None = None,
+) -> list[np.ndarray]:
+    """The likeliest tokens behind the gist of every lane, int64 [T] each. side: what it was coded given, if
+    anything."""
     tokens = gist.copy()
     for lo, hi, where in _open(net, lanes, gist, detail, batch):
         here = gist[lo:hi, : where.shape[1]]
         rows, columns = np.nonzero(where)
-        slots = net.rare_best(here, lanes.count[lo:hi], where, detail)
+        slots = net.rare_best(here, lanes.count[lo:hi], where, detail, _of_lanes(side, lo, hi, lanes))
         tokens[lo + rows, columns] = net.rarer(here[rows, columns], slots)
     return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
+
+
+def _of_lanes(side: Side | None, lo: int, hi: int, lanes: Lanes) -> Side | None:
+    """That of lanes lo to hi."""
+    return None if side is None else side.lanes(lo, hi, int(lanes.patches[lo]))
 
 
 def _open(

@@ -14,6 +14,7 @@ from colazip.lanes import Lanes
 from colazip.memory import recall
 from colazip.nn.exact import frequencies
 from colazip.nn.vae import TextVAE, real_tokens, token_history
+from colazip.side import Side
 
 
 @dataclass
@@ -47,9 +48,11 @@ class LaneEncoder:
         self._patch = vae.config.patch
         self._device = vae.readout.token_of.device
 
-    def code(self, lanes: Lanes, table: np.ndarray, detail: int, *, exact: bool) -> list[Coded]:
+    def code(
+        self, lanes: Lanes, table: np.ndarray, detail: int, *, exact: bool, side: Side | None = None
+    ) -> list[Coded]:
         """Every lane of the tokens int64 [L, T]; the lanes of a block must all be there, as they share its
-        memory. exact: whether the exact layer is wanted."""
+        memory. exact: whether the exact layer is wanted. side: what lanes are coded given, if anything."""
         named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
         guesses = np.stack(recall(named, lanes.block, lanes.count))
         result = []
@@ -57,7 +60,8 @@ class LaneEncoder:
             for lo, hi, width in self._batches(lanes):
                 x, counts = self._tokens(table, lanes, lo, hi, width)
                 part = self._tensor(guesses[:, lo:hi], width)
-                result += self._run(x, counts, part, detail, exact)
+                given = None if side is None else side.lanes(lo, hi, width // self._patch)
+                result += self._run(x, counts, part, detail, exact, given)
         return result
 
     def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
@@ -77,28 +81,41 @@ class LaneEncoder:
         padded[..., :kept] = values[..., :kept]
         return torch.from_numpy(padded).to(self._device)
 
-    def _run(self, x: Tensor, counts: Tensor, guesses: Tensor, detail: int, exact: bool) -> list[Coded]:
+    def _run(
+        self, x: Tensor, counts: Tensor, guesses: Tensor, detail: int, exact: bool, side: Side | None
+    ) -> list[Coded]:
         """All networks over one batch of lanes: tokens int64 [B, P, K], counts int64 [B], the block memory's
         guesses and their kinds int64 [2, B, P * K]."""
         vae, readout = self._vae, self._vae.readout
         real = real_tokens(counts, x)
         valid, is_token = real[..., 0], real.flatten(1)
         gist = readout.named(x, detail)
-        slots = vae.coder.patches(vae.embed_patches(gist), valid, detail)[real]
+        told = of = about = which = None
+        if side is not None:
+            told = vae.tell(torch.from_numpy(side.vectors).to(self._device))
+            of = torch.from_numpy(side.of).to(self._device)
+            about, which = told.coder[of], of[..., None].expand_as(x)[real]
+        slots = vae.coder.patches(vae.embed_patches(gist), valid, detail, about)[real]
         flat = gist.flatten(1)
         history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
         states = vae.coder.tokens(slots, history, guess, kind, vae.embed)
         weighed = vae.coder.weigh(states, guess, kind)
         named = flat[is_token]
         classes = readout.class_of[named]
-        class_pairs = _pairs(readout.class_logits(states, weighed), classes)
+        class_lift = slot_lift = None
+        if told is not None and which is not None:
+            gates = vae.gates(states)
+            class_lift = vae.lift_classes(gates, told, which)
+            slot_lift = vae.lift_slots(gates, told, which, classes)
+        class_pairs = _pairs(readout.class_logits(states, weighed, class_lift), classes)
         said = readout.has_slots(classes, detail)
-        slot_logits = readout.gist_logits(states, classes, detail, weighed)[said]
+        slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)[said]
         slot_pairs = _pairs(slot_logits, readout.slot_of[named[said]])
         exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
         if exact:
             where = readout.is_open(gist, detail) & real
-            exact_pairs = _pairs(vae.rare_logits(gist, real, where, detail), readout.slot_of[x[where]])
+            rare = vae.rare_logits(gist, real, where, detail, told, of)
+            exact_pairs = _pairs(rare, readout.slot_of[x[where]])
             open_of_lane = where.flatten(1).sum(1).cpu().numpy()
         return [
             Coded(*row, pairs)

@@ -20,6 +20,11 @@ LAYERS: tuple[str, ...] = (SEARCH, GIST, EXACT)
 # written where needed, and can't be stripped: such a record has no gist.
 PLAIN = "plain"
 
+# Layers that a text is decoded from, and those that the reading of its gist is: a gist may be coded given the
+# search codes beside it.
+OF_TEXT = (*LAYERS, PLAIN)
+OF_READING = (SEARCH, GIST, PLAIN)
+
 BLOCK_BYTES = 64 * 1024  # text bytes of a block at most
 BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never fill it
 
@@ -93,6 +98,10 @@ class ArchiveCodec(SearchCodec, Protocol):
     @property
     def abridged(self) -> str | None:
         """What it leaves out of gists beyond their detail, for people: "price 9.6"; None if nothing."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it codes gists given the search codes beside them."""
 
     def with_code_bytes(self, code_bytes: int) -> SearchCodec:
         """What reads codes of that size. Raises UsageError for one that codecs of this id don't make."""

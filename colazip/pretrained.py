@@ -19,7 +19,7 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
-from colazip.vectors import RowSums, SearchRows, pack_rows
+from colazip.vectors import RowSums, SearchRows, pack_rows, unpack_nibbles
 
 if TYPE_CHECKING:
     import torch
@@ -134,11 +134,20 @@ class Model:
 
     @cached_property
     def vae(self) -> TextVAE:
+        import torch
+
         from colazip.nn.vae import TextVAE
 
         vae = TextVAE(self.config)
         _import(vae, "vae.", self.tensors)
+        if vae.likeness is not None:
+            vae.likeness.set_rows(torch.from_numpy(self.token_rows), vae.readout.token_of)
         return vae
+
+    @cached_property
+    def token_rows(self) -> np.ndarray:
+        """Integers of the search rows of tokens, int8 [V, D]."""
+        return unpack_nibbles(self.tensors["search.tokens.q"][: self.config.vocabulary])
 
     @cached_property
     def prior(self) -> DiT | EntryDiT:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from colazip.vectors import read_codes
+
 # Slack for sums that Faiss and NumPy round differently; vectors are about unit length.
 _SLACK = 1e-4
 
@@ -156,16 +158,9 @@ def brute_force(
     return best_of_each(np.arange(len(codes)), scores, owners, k)
 
 
-def decode(codebook: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The vectors that codes stand for: [M, 256, D / M], uint8 [n, M] -> float32 [n, D]."""
-    m, _, width = codebook.shape
-    vectors = codebook[np.arange(m), codes].reshape(len(codes), m * width)
-    return vectors.astype(np.float32, copy=False)
-
-
 def code_cosines(codebook: np.ndarray, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
     """How near codes are to a query: [M, 256, D / M], uint8 [n, M], float [D] -> float32 [n]."""
-    return cosines(decode(codebook, codes), query.astype(np.float32))
+    return cosines(read_codes(codes, codebook), query.astype(np.float32))
 
 
 def best_of_records(

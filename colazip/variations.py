@@ -4,6 +4,7 @@ how likely a text is. `colazip.prior` works on latents, `colazip.continuation` w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from colazip.layers import Block
 from colazip.nn.entries import NOWHERE
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
+from colazip.side import Side
 
 if TYPE_CHECKING:
     from colazip.codec import Codec
@@ -44,7 +46,7 @@ def denoise(
             if detail is not None and detail < gist.detail:
                 raise UsageError(f"detail {detail}: this gist was written with detail {gist.detail}")
             chosen = gist.detail if detail is None else detail
-            mine = [Gist(t, chosen) for t in _segments(codec, cells.named(gist.tokens, chosen))]
+            mine = _pieces(codec, replace(gist, tokens=cells.named(gist.tokens, chosen), detail=chosen))
             pieces += mine
             lengths[slot] = len(mine)
         read = iter(reread(codec, pieces, options=options))
@@ -82,7 +84,7 @@ def reread(
         named = prior.name([_parts(told, patch) for told in known], sets, least=_LEAST)
         for told, read, missing, parts in zip(known, tokens, lost, named, strict=True):
             told[missing] = read[missing] = parts.reshape(-1)[: len(told)][missing]
-    filled = [Gist(cells.named(t, p.detail), p.detail) for t, p in zip(tokens, pieces, strict=True)]
+    filled = [replace(p, tokens=cells.named(t, p.detail)) for t, p in zip(tokens, pieces, strict=True)]
     is_named, read_by = [told < len(cells.class_of) for told in known], codec.read_tokens(filled)
     return [np.where(own, t, r) for own, t, r in zip(is_named, tokens, read_by, strict=True)]
 
@@ -360,6 +362,18 @@ def _changed(codec: Codec, parts: Parts, change: Callable[[list[np.ndarray]], li
         else _text(codec, [next(changed) for _ in some])
         for (block, slot), gist, some in zip(parts, gists, pieces, strict=True)
     )
+
+
+def _pieces(codec: Codec, gist: Gist) -> list[Gist]:
+    """A gist cut into those of what the networks see at a time."""
+    length = codec.model.config.segment
+    side = gist.side
+    return [
+        replace(
+            gist, tokens=tokens, side=side and Side(side.vectors, side.of[:, i * length : (i + 1) * length])
+        )
+        for i, tokens in enumerate(_segments(codec, gist.tokens))
+    ]
 
 
 def _segments(codec: Codec, tokens: np.ndarray) -> list[np.ndarray]:

@@ -51,6 +51,12 @@ def assign_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return codes
 
 
+def read_codes(codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """What codes stand for, before unit length: uint8 [N, M], [M, 256, D / M] -> float32 [N, D]."""
+    vectors = codebook[np.arange(len(codebook)), codes].reshape(len(codes), codebook[:, 0].size)
+    return vectors.astype(np.float32, copy=False)
+
+
 def pack_nibbles(integers: np.ndarray) -> np.ndarray:
     """Two integers of -7 to 7 in a byte, the even column low: int8 [R, D], D even -> uint8 [R, D / 2]."""
     shifted = (integers + np.int8(8)).astype(np.uint8)

@@ -37,6 +37,7 @@ class PlainCodec:
 
     code_bytes = None
     abridged = None
+    conditional = False
 
     def with_code_bytes(self, code_bytes: int) -> PlainCodec:
         if code_bytes != _M:

@@ -168,6 +168,7 @@ class _Recorder:
         self.search_codes, self.with_code_bytes = codec.search_codes, codec.with_code_bytes
         self.code_bytes = None  # the codes will be of the embedder's vectors
         self.abridged = codec.abridged
+        self.conditional = False  # the codes come after the text is coded
 
     def encode_blocks(
         self,

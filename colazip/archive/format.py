@@ -85,7 +85,8 @@ class Manifest:
     """All that a reader knows of the archive before it reads a section. version: of the file's format.
 
     code_bytes: of the codec's own search codes, where it knows several sizes. abridged: what the writer was
-    told to leave out of gists, for people; None: nothing.
+    told to leave out of gists, for people; None: nothing. conditional: whether gists were coded given the
+    search codes beside them.
     """
 
     writer: str
@@ -98,6 +99,7 @@ class Manifest:
     embedder: EmbedderInfo | None = None
     code_bytes: int | None = None
     abridged: str | None = None
+    conditional: bool = False
     version: int = FORMAT_VERSION
 
     @property
@@ -142,7 +144,11 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "kind": own.kind,
             "codebook": [own.section.length, own.section.crc],
         }
-    told = {"code_bytes": manifest.code_bytes, "abridged": manifest.abridged}
+    told = {
+        "code_bytes": manifest.code_bytes,
+        "abridged": manifest.abridged,
+        "conditional": manifest.conditional or None,
+    }
     packed = msgpack.packb(
         {
             "format": FORMAT_VERSION,
@@ -237,6 +243,7 @@ def load_manifest(packed: bytes, crc: int, file_bytes: int, version: int) -> Man
         embedder=_load_embedder(fields, _groups_end(groups)),
         code_bytes=fields.number("code_bytes", 1, MAX_VECTOR_WIDTH) if "code_bytes" in fields else None,
         abridged=_load_abridged(fields),
+        conditional=fields.get("conditional", bool) if "conditional" in fields else False,
         version=version,
     )
     for name in ("records", "parts", "blocks"):

@@ -67,6 +67,12 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
         if layer not in archive.layers:
             raise MissingLayerError(f"{archive.path}: has no {layer} layer to strip")
     kept = check_layers([layer for layer in archive.layers if layer not in layers])
+    conditional = archive.manifest.conditional and GIST in kept
+    if conditional and SEARCH not in kept:
+        raise UsageError(
+            f"{archive.path}: its gist was coded given its search codes and can't be read without them; "
+            "pack the source again without the layer search"
+        )
     with AtomicFile(out, overwrite) as file:
         container = Container(file)
         for group in archive.manifest.groups:
@@ -88,5 +94,6 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
             embedder=embedder,
             code_bytes=archive.manifest.code_bytes if SEARCH in kept else None,
             abridged=archive.manifest.abridged if GIST in kept else None,
+            conditional=conditional,
         )
         container.finish(manifest)

@@ -27,7 +27,19 @@ from colazip.errors import (
     SearchIndexError,
     UsageError,
 )
-from colazip.layers import EXACT, GIST, LAYERS, PLAIN, SEARCH, ArchiveCodec, Block, SearchCodec, holds_text
+from colazip.layers import (
+    EXACT,
+    GIST,
+    LAYERS,
+    OF_READING,
+    OF_TEXT,
+    PLAIN,
+    SEARCH,
+    ArchiveCodec,
+    Block,
+    SearchCodec,
+    holds_text,
+)
 from colazip.oneshot import default_codec
 from colazip.presets import SMALL
 
@@ -178,7 +190,7 @@ class Archive:
     def __iter__(self) -> Iterator[Record]:
         """Records in order, exact, in bounded memory."""
         self._need_text()
-        for group, start, parts in self._stream(self._decode, (GIST, EXACT, PLAIN)):
+        for group, start, parts in self._stream(self._decode, OF_TEXT):
             table, rows = self._store.tables(group)
             if self.manifest.version > 1 and not _offsets_hold(table, rows.parts(start)[0], parts):
                 raise FormatError(f"{self.path}: damaged: a block table lies about where its text belongs")
@@ -227,7 +239,7 @@ class Archive:
         read: Callable[[int, Sequence[int], Sequence[str]], list[list[str]]] = self._read_gist
         if denoise:
             read = partial(self._read_denoised, detail=detail, options=options)
-        for group, start, parts in self._stream(read, (GIST, PLAIN)):
+        for group, start, parts in self._stream(read, OF_READING):
             names = self._store.names(group, start, start + len(parts))
             yield from zip(names, map("".join, parts), strict=True)
 
@@ -340,7 +352,7 @@ class Archive:
         group, row = self._locate(id)
         codec = self._model()
         slots, blocks = self._slots(group, row)
-        loaded = {block: self._store.block(group, block, (GIST, PLAIN)) for block in blocks}
+        loaded = {block: self._store.block(group, block, OF_READING) for block in blocks}
         return cast("Codec", codec), [(loaded[block], slot) for block, slot in slots]
 
     def info(self) -> dict[str, Any]:
@@ -447,7 +459,7 @@ class Archive:
         """Exact parts of some blocks of a group; those that were read lately come from memory."""
         found = {block: self._decoded[group, block] for block in blocks if (group, block) in self._decoded}
         for batch in _batches([block for block in blocks if block not in found]):
-            found.update(zip(batch, self._decode(group, batch, (GIST, EXACT, PLAIN)), strict=True))
+            found.update(zip(batch, self._decode(group, batch, OF_TEXT), strict=True))
         for block in blocks[-_KEPT_BLOCKS:]:
             self._decoded[group, block] = found[block]
             self._decoded.move_to_end((group, block))
@@ -459,7 +471,7 @@ class Archive:
         """Readings of the parts of some blocks of a group."""
         found: dict[int, list[str]] = {}
         for batch in _batches(blocks):
-            found.update(zip(batch, self._read_gist(group, batch, (GIST, PLAIN)), strict=True))
+            found.update(zip(batch, self._read_gist(group, batch, OF_READING), strict=True))
         return found
 
     def _stream(

@@ -24,7 +24,7 @@ import numpy as np
 
 from colazip.errors import ColazipError, FormatError, MissingLayerError, SearchIndexError, UsageError
 from colazip.files import replaced_folder
-from colazip.layers import EXACT, GIST, PLAIN, SEARCH
+from colazip.layers import GIST, OF_READING, OF_TEXT, SEARCH
 
 if TYPE_CHECKING:
     from colazip.archive.reader import Archive
@@ -277,9 +277,9 @@ def _read_through(
 def _texts(archive: Archive) -> Iterator[list[list[bytes]]]:
     """The parts of each record in order, a batch at a time; as the gist reads where there is no text."""
     if archive.holds_text:
-        yield from (batch for _, _, batch in archive._stream(archive._decode, (GIST, EXACT, PLAIN)))
+        yield from (batch for _, _, batch in archive._stream(archive._decode, OF_TEXT))
         return
-    for _, _, readings in archive._stream(archive._read_gist, (GIST, PLAIN)):
+    for _, _, readings in archive._stream(archive._read_gist, OF_READING):
         yield [[text.encode() for text in of] for of in readings]
 
 
@@ -304,7 +304,7 @@ class _Refiner:
     def add(self, part: int, texts: Sequence[bytes]) -> None:
         """Texts of some parts in order. part: number of the first."""
         from colazip.refine import mix, pack_finer
-        from colazip.search import decode
+        from colazip.vectors import read_codes
 
         first, end = np.searchsorted(self._parts, np.array([part, part + len(texts)], self._parts.dtype))
         if first == end:
@@ -314,7 +314,7 @@ class _Refiner:
         passages = [text[a:b] for text, of in zip(texts, spans, strict=True) for a, b in of]
         vectors = self._codec.vectors(passages)
         if self._approximate:
-            vectors = mix(decode(self._codebook, self._codes[first:end]), vectors)
+            vectors = mix(read_codes(self._codes[first:end], self._codebook), vectors)
         self._file.write(pack_finer(vectors).tobytes())
 
 

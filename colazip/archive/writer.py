@@ -83,6 +83,7 @@ def pack(
                 groups=tuple(container.groups),
                 code_bytes=codec.code_bytes if SEARCH in layers else None,
                 abridged=codec.abridged if GIST in layers else None,
+                conditional=codec.conditional and SEARCH in layers and GIST in layers,
             )
         )
         if progress is not None:

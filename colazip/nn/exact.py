@@ -305,6 +305,14 @@ def _grouped_product(q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, g
     return result
 
 
+def grouped_product(q8: Tensor, groups8: Tensor, factor: Tensor, group: Tensor) -> Tensor:
+    """Row i of int8 [N, K] by the matrix of its group, int8 [G, M, K], times its factor: float32 [N, M]."""
+    ones = _constant(1.0, torch.float32, q8.device).expand(*groups8.shape[:2], 1)
+    if q8.is_cuda:
+        return _picked_product(q8, groups8, ones, factor, group)
+    return _grouped_product(q8, groups8, ones, factor, group)
+
+
 def _picked_product(q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, group: Tensor) -> Tensor:
     """The same as `_grouped_product` where starting an operation costs more than multiplying: rows meet the
     matrices of all classes, and the product with their own is picked."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from colazip.nn.grid import (
     alibi_slopes,
     ngram_rows,
 )
+from colazip.side import Side
+from colazip.vectors import unpack_nibbles
 
 _F = np.float32
 _TINY = _F(2.0**-121)
@@ -33,6 +36,7 @@ _ONE = _F(1.0)
 _GRID = _F(GRID)
 _TEMPERATURE_UNIT = _F(1e-4)
 _STEPS = _F(32.0)
+_VECTORS = 256  # that meet all tokens at once
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
@@ -44,6 +48,12 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
     top = np.abs(x).max(-1, keepdims=True)
     top = np.where(top >= _TINY, top, _ONE)
     return np.rint(x * ((_ONE / top) * _GRID)), top / _GRID
+
+
+def _rows_on_grid(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`quantize_rows` with a scale for each row, [N, 1], of one row too."""
+    q, scale = quantize_rows(x)
+    return q, np.broadcast_to(np.asarray(scale, _F), (len(x), 1))
 
 
 def _inverse_rms(q: np.ndarray) -> np.ndarray | np.float32:
@@ -274,10 +284,40 @@ class Readout(TokenNames):
         slot = np.arange(logits.shape[1])
         return np.where(slot > self.last(detail)[classes][:, None], _F(CLOSED), logits)
 
-    def rare_logits(self, states: np.ndarray, classes: np.ndarray, detail: int) -> np.ndarray:
+    def rare_logits(
+        self, states: np.ndarray, classes: np.ndarray, detail: int, lift: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Slots that a gist can't say. lift: [N, slots], what a search code adds."""
         slot = np.arange(self.token_of.shape[1])
         logits = self.slots(states, classes)
+        if lift is not None:
+            logits = logits + lift
         return np.where(slot < self.limits[detail][classes][:, None], _F(CLOSED), logits)
+
+
+class Likeness:
+    """`colazip.nn.likeness.Likeness` in NumPy."""
+
+    def __init__(self, weights: Weights, rows: np.ndarray, token_of: np.ndarray) -> None:
+        """rows: int8 [V, D], of the search head."""
+        self._rows = rows[token_of]  # [classes, slots, D]
+        self._product = weights.product(self._rows.reshape(-1, rows.shape[1]))
+        self._scale, self._shift = weights["scale"], weights["shift"]
+
+    def classes(self, q: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Vectors on the grid [C, D], their scales [C, 1] -> [C, classes]."""
+        found = np.empty((len(q), len(self._scale)), _F)
+        for lo in range(0, len(q), _VECTORS):
+            raw = self._product(q[lo : lo + _VECTORS]) * scale[lo : lo + _VECTORS]
+            found[lo : lo + _VECTORS] = (raw.reshape(-1, *self._scale.shape) * self._scale + self._shift).max(
+                -1
+            )
+        return found
+
+    def slots(self, q: np.ndarray, scale: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Vectors [N, D], their scales [N, 1], class int64 [N] -> [N, slots]."""
+        products = (self._rows[classes].astype(_F) @ q[..., None])[..., 0]
+        return products * scale * self._scale[classes]
 
 
 class Decoder:
@@ -294,19 +334,26 @@ class Decoder:
         self._near = Linear(weights.under("near"))
         self._up = Linear(weights.under("up"), norm=True)
         self._down = Linear(weights.under("down"))
+        if config.conditional:
+            self.about = Linear(weights.under("about"), norm=True)
+            self.heed = Linear(weights.under("heed"), norm=True)
 
-    def features(self, tokens: np.ndarray, detail: int) -> tuple[np.ndarray, np.ndarray]:
+    def features(
+        self, tokens: np.ndarray, detail: int, about: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Gist of one lane int64 [T] -> (features [P, W], embedded tokens [P * K, E], zeros behind the
-        end)."""
+        end). about: what a search code says of each patch, [P, W]."""
         length = -(-len(tokens) // self._patch) * self._patch
         embedded = np.zeros((length, self._embed.width), _F)
         embedded[: len(tokens)] = self._embed(tokens)
         x = self._enter(embedded.reshape(length // self._patch, -1)) + self._details(np.array(detail))
-        return self._stack.forward(x), embedded
+        return self._stack.forward(x if about is None else x + about), embedded
 
-    def states(self, tokens: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
-        """Gist of one lane int64 [T], where bool [T] -> states [N, L]."""
-        features, embedded = self.features(tokens, detail)
+    def states(
+        self, tokens: np.ndarray, where: np.ndarray, detail: int, about: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Gist of one lane int64 [T], where bool [T] -> states [N, L]. about: as `features` takes it."""
+        features, embedded = self.features(tokens, detail, about)
         at = np.flatnonzero(where)
         slots = self._slots(features).reshape(len(embedded), -1)
         flat = np.pad(embedded, ((1, 1), (0, 0)))
@@ -339,11 +386,28 @@ class PortableNetworks:
         self._recent = Linear(coder.under("recent"))
         self._ups = [Linear(coder.under(f"ups.{i}"), norm=True) for i in range(2)]
         self._downs = [Linear(coder.under(f"downs.{i}")) for i in range(2)]
-        self._judge = Linear(coder.under("trust"), root.under("readout").under("classes"), norm=True)
+        judges = [coder.under("trust"), root.under("readout").under("classes")]
+        if config.conditional:
+            judges.append(coder.under("heed"))
+            self._about = Linear(coder.under("about"), norm=True)
+        self._judge = Linear(*judges, norm=True)
         self._readout = Readout(tensors, root.under("readout"))
+        self._tensors, self._product = tensors, product
+        self._side: Side | None = None
 
-    def start(self, lanes: int, detail: int) -> None:
+    @cached_property
+    def _likeness(self) -> Likeness:
+        rows = unpack_nibbles(self._tensors["search.tokens.q"][: self._config.vocabulary])
+        weights = Weights(self._tensors, "vae.likeness.", self._product)
+        return Likeness(weights, rows, self._readout.token_of)
+
+    def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self._stack.caches(lanes), detail
+        self._side = side
+        if side is not None:
+            self._vector, self._vector_scale = _rows_on_grid(side.vectors)
+            self._like = self._likeness.classes(self._vector, self._vector_scale)
+            self._leaning = self._about(side.vectors)
 
     def context(self, position: int, previous: np.ndarray) -> None:
         if position:
@@ -351,6 +415,9 @@ class PortableNetworks:
         else:
             before = np.zeros((len(previous), self._patch * self._config.embedding), _F)
         x = self._enter(before) + self._details(np.array(self._detail))
+        if self._side is not None:
+            self._which = self._side.of[: len(previous), position]
+            x = x + self._leaning[self._which]
         x = self._stack.step(x, position, self._caches)
         self._slots = self._patch_slots(x).reshape(len(x), self._patch, -1)
 
@@ -380,14 +447,21 @@ class PortableNetworks:
             h = h + down(_square(up(h)))
         self._states, self._guess = h, guess
         judged = self._judge(h)
-        self._bonus, logits = judged[:, :2] * known, judged[:, 2:]
+        classes = self._config.classes
+        self._bonus, logits = judged[:, :2] * known, judged[:, 2 : 2 + classes]
         logits[np.arange(len(h)), self._readout.class_of[guess]] += self._bonus[:, 0]
+        if self._side is not None:
+            self._gates, self._asked = judged[:, 2 + classes :], self._which[lanes]
+            logits = logits + self._gates[:, :1] * self._like[self._asked]
         return cumulative(logits)
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
         logits = self._readout.slots(self._states, classes)
         same = (self._readout.class_of[self._guess] == classes).astype(_F)
         logits[np.arange(len(classes)), self._readout.slot_of[self._guess]] += self._bonus[:, 1] * same
+        if self._side is not None:
+            vectors, scale = self._vector[self._asked], self._vector_scale[self._asked]
+            logits = logits + self._gates[:, 1:] * self._likeness.slots(vectors, scale, classes)
         return cumulative(self._readout.gist_logits(logits, classes, self._detail))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
@@ -403,18 +477,43 @@ class PortableNetworks:
         return self._readout.token_of[self._readout.class_of[tokens], slots]
 
     def rare_table(
-        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        where: np.ndarray,
+        detail: int,
+        side: Side | None = None,
     ) -> np.ndarray:
-        return cumulative(self._rare(tokens, counts, where, detail))
+        return cumulative(self._rare(tokens, counts, where, detail, side))
 
-    def rare_best(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
-        return self._rare(tokens, counts, where, detail).argmax(-1)
+    def rare_best(
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        where: np.ndarray,
+        detail: int,
+        side: Side | None = None,
+    ) -> np.ndarray:
+        return self._rare(tokens, counts, where, detail, side).argmax(-1)
 
-    def _rare(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+    def _rare(
+        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int, side: Side | None
+    ) -> np.ndarray:
         rows = [np.zeros((0, self._config.slots), _F)]
+        if side is not None:
+            leaning = self._decoder.about(side.vectors)
+            vectors, scales = _rows_on_grid(side.vectors)
         for lane, count in enumerate(counts.tolist()):
             here, at = tokens[lane, :count], where[lane, :count]
             if at.any():
-                states = self._decoder.states(here, at, detail)
-                rows.append(self._readout.rare_logits(states, self._readout.class_of[here[at]], detail))
+                about = lift = None
+                classes = self._readout.class_of[here[at]]
+                if side is not None:
+                    of = side.of[lane, : -(-count // self._patch)]
+                    about, which = leaning[of], np.repeat(of, self._patch)[:count][at]
+                states = self._decoder.states(here, at, detail, about)
+                if side is not None:
+                    alike = self._likeness.slots(vectors[which], scales[which], classes)
+                    lift = self._decoder.heed(states) * alike
+                rows.append(self._readout.rare_logits(states, classes, detail, lift))
         return np.concatenate(rows)

@@ -73,6 +73,12 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
         quantized(f"vae.coder.ups.{i}", hidden, local)
         quantized(f"vae.coder.downs.{i}", local, hidden)
     quantized("vae.coder.trust", 2, local)
+    if config.conditional:
+        quantized("vae.coder.about", config.coder.width, config.vector)
+        quantized("vae.coder.heed", 2, local)
+        quantized("vae.decoder.about", config.decoder.width, config.vector)
+        quantized("vae.decoder.heed", 1, local)
+        found["vae.likeness.scale"] = found["vae.likeness.shift"] = (config.classes, config.slots), "float32"
     quantized("vae.readout.classes", config.classes, local)
     quantized("vae.readout.slots", config.classes, config.slots, local)
     found["vae.readout.class_of"] = (vocabulary,), "int32"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from colazip.names import TokenNames
 from colazip.nn.exact import frequencies
-from colazip.nn.vae import TextVAE
+from colazip.nn.vae import TextVAE, Told
+from colazip.side import Side
 
 
 class Networks(Protocol):
@@ -20,8 +21,8 @@ class Networks(Protocol):
     cumulative integer frequencies, int32 [rows, symbols + 1].
     """
 
-    def start(self, lanes: int, detail: int) -> None:
-        """Begin the gists, of one detail, of `lanes` lanes."""
+    def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
+        """Begin the gists, of one detail, of `lanes` lanes. side: what they are coded given, if anything."""
 
     def context(self, position: int, previous: np.ndarray) -> None:
         """Advance to a patch; tokens of the one before int64 [n, K] (any at 0)."""
@@ -48,12 +49,24 @@ class Networks(Protocol):
         """The tokens int64 [N] that stand in the classes of `tokens` at `slots`."""
 
     def rare_table(
-        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        where: np.ndarray,
+        detail: int,
+        side: Side | None = None,
     ) -> np.ndarray:
         """Tables of the slots of open tokens, lane after lane: gists int64 [L, P * K], tokens of each int64
-        [L], where bool [L, P * K]."""
+        [L], where bool [L, P * K]; side: of these lanes."""
 
-    def rare_best(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
+    def rare_best(
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        where: np.ndarray,
+        detail: int,
+        side: Side | None = None,
+    ) -> np.ndarray:
         """The likeliest slots of open tokens, int64 [N], as `rare_table` takes them."""
 
 
@@ -75,8 +88,15 @@ class TorchNetworks:
         at = torch.arange(patches * self._config.patch, device=self._device).view(patches, -1)
         return at < self._tensor(counts)[:, None, None]
 
-    def start(self, lanes: int, detail: int) -> None:
+    def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self._vae.coder.stack.caches(lanes), detail
+        self._told, self._of = self._tell(side)
+
+    def _tell(self, side: Side | None) -> tuple[Told | None, Tensor | None]:
+        """What vectors say, and which of them each patch of a lane has, int64 [L, P]."""
+        if side is None:
+            return None, None
+        return self._vae.tell(self._tensor(side.vectors)), self._tensor(side.of)
 
     def context(self, position: int, previous: np.ndarray) -> None:
         if position:
@@ -84,7 +104,11 @@ class TorchNetworks:
         else:
             width = self._config.patch * self._config.embedding
             before = torch.zeros(len(previous), width, device=self._device)
-        self._slots = self._vae.coder.step(before, position, self._detail, self._caches)
+        about = None
+        if self._told is not None and self._of is not None:
+            self._which = self._of[: len(previous), position]
+            about = self._told.coder[self._which]
+        self._slots = self._vae.coder.step(before, position, self._detail, self._caches, about)
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
@@ -95,11 +119,17 @@ class TorchNetworks:
         slots = self._slots[at, token]
         self._states = coder.tokens(slots, before, guesses, kinds, self._vae.embed)
         self._guess = coder.weigh(self._states, guesses, kinds)
-        return table(self._vae.readout.class_logits(self._states, self._guess))
+        lift = None
+        if self._told is not None:
+            self._asked, self._gates = self._which[at], self._vae.gates(self._states)
+            lift = self._vae.lift_classes(self._gates, self._told, self._asked)
+        return table(self._vae.readout.class_logits(self._states, self._guess, lift))
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
-        readout = self._vae.readout
-        return table(readout.gist_logits(self._states, self._tensor(classes), self._detail, self._guess))
+        readout, asked, lift = self._vae.readout, self._tensor(classes), None
+        if self._told is not None:
+            lift = self._vae.lift_slots(self._gates, self._told, self._asked, asked)
+        return table(readout.gist_logits(self._states, asked, self._detail, self._guess, lift))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._names.token_of[classes, slots]
@@ -114,18 +144,33 @@ class TorchNetworks:
         return self._names.token_of[self._names.class_of[tokens], slots]
 
     def rare_table(
-        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        where: np.ndarray,
+        detail: int,
+        side: Side | None = None,
     ) -> np.ndarray:
-        return table(self._rare(tokens, counts, where, detail))
+        return table(self._rare(tokens, counts, where, detail, side))
 
-    def rare_best(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> np.ndarray:
-        return self._rare(tokens, counts, where, detail).argmax(-1).cpu().numpy()
+    def rare_best(
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        where: np.ndarray,
+        detail: int,
+        side: Side | None = None,
+    ) -> np.ndarray:
+        return self._rare(tokens, counts, where, detail, side).argmax(-1).cpu().numpy()
 
-    def _rare(self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int) -> Tensor:
+    def _rare(
+        self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int, side: Side | None
+    ) -> Tensor:
         shape = len(tokens), -1, self._config.patch
         patches = self._tensor(tokens).view(shape)
         real = self._real(patches.shape[1], counts)
-        return self._vae.rare_logits(patches, real, self._tensor(where).view(shape), detail)
+        told, of = self._tell(side)
+        return self._vae.rare_logits(patches, real, self._tensor(where).view(shape), detail, told, of)
 
 
 def table(logits: Tensor) -> np.ndarray:

@@ -18,6 +18,7 @@ from colazip.memory import KINDS
 from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
 from colazip.nn.grid import CLOSED, ngram_rows
 from colazip.nn.layers import ExactStack, StepCache
+from colazip.nn.likeness import Alike, Likeness
 
 
 def _stack(config: StackConfig, *, causal: bool) -> ExactStack:
@@ -34,16 +35,27 @@ class Decoder(nn.Module):
         self.details = ExactEmbedding(config.details, width)
         self.enter = ExactLinear(config.patch * config.embedding, width)
         self.stack = _stack(config.decoder, causal=False)
+        self.about = ExactLinear(config.vector, width, norm=True, zero=True) if config.conditional else None
         self.slots = ExactLinear(width, config.patch * config.local_width, norm=True)
         self.near = ExactLinear(3 * config.embedding, config.local_width)
         self.up = ExactLinear(config.local_width, config.local_hidden, norm=True)
         self.down = ExactLinear(config.local_hidden, config.local_width, zero=True)
+        self.heed = ExactLinear(self.local, 1, norm=True, zero=True) if config.conditional else None
 
-    def forward(self, embedded: Tensor, valid: Tensor, detail: int, *, fast: bool = False) -> Tensor:
+    def forward(
+        self,
+        embedded: Tensor,
+        valid: Tensor,
+        detail: int,
+        about: Tensor | None = None,
+        *,
+        fast: bool = False,
+    ) -> Tensor:
         """Embedded gist [B, P, K, E], zeros where there is no token; valid bool [B, P] -> features
-        [B, P, W]."""
+        [B, P, W]. about: what a search code says of each patch, [B, P, W]."""
         level = self.details(torch.tensor(detail, device=embedded.device))
-        return self.stack(self.enter(embedded.flatten(-2)) + level, valid, fast=fast)
+        x = self.enter(embedded.flatten(-2)) + level
+        return self.stack(x if about is None else x + about, valid, fast=fast)
 
     def read(self, features: Tensor, embedded: Tensor, where: Tensor) -> Tensor:
         """Token states [N, L] at the tokens of `where`, bool [B, P, K], from what `forward` took and gave."""
@@ -68,6 +80,7 @@ class Coder(nn.Module):
         self.details = ExactEmbedding(config.details, width)
         self.enter = ExactLinear(config.patch * config.embedding, width)
         self.stack = _stack(config.coder, causal=True)
+        self.about = ExactLinear(config.vector, width, norm=True, zero=True) if config.conditional else None
         self.slots = ExactLinear(width, config.patch * local, norm=True)
         self.bigrams = ExactEmbedding(config.ngram_rows, config.ngram_width)
         self.trigrams = ExactEmbedding(config.ngram_rows, config.ngram_width)
@@ -76,20 +89,33 @@ class Coder(nn.Module):
         self.trust = ExactLinear(local, 2, norm=True, zero=True)
         self.ups = nn.ModuleList(ExactLinear(local, config.local_hidden, norm=True) for _ in range(2))
         self.downs = nn.ModuleList(ExactLinear(config.local_hidden, local, zero=True) for _ in range(2))
+        self.heed = ExactLinear(local, 2, norm=True, zero=True) if config.conditional else None
 
     def _detail(self, detail: int, device: torch.device) -> Tensor:
         level: Tensor = self.details(torch.tensor(detail, device=device))
         return level
 
-    def patches(self, tokens: Tensor, valid: Tensor, detail: int, *, fast: bool = False) -> Tensor:
-        """Embedded patches [B, P, K * E] -> states of the tokens [B, P, K, L], before those of a patch."""
+    def patches(
+        self, tokens: Tensor, valid: Tensor, detail: int, about: Tensor | None = None, *, fast: bool = False
+    ) -> Tensor:
+        """Embedded patches [B, P, K * E] -> states of the tokens [B, P, K, L], before those of a patch.
+        about: what a search code says of each patch, [B, P, W]."""
         shifted = nn.functional.pad(tokens, (0, 0, 1, 0))[:, :-1]
         x = self.enter(shifted) + self._detail(detail, tokens.device)
+        x = x if about is None else x + about
         return self.slots(self.stack(x, valid, fast=fast)).unflatten(-1, (self.patch, self.local))
 
-    def step(self, previous: Tensor, position: int, detail: int, caches: list[StepCache]) -> Tensor:
-        """Embedded patch before [n, K * E] (zeros at the start) -> states [n, K, L]."""
+    def step(
+        self,
+        previous: Tensor,
+        position: int,
+        detail: int,
+        caches: list[StepCache],
+        about: Tensor | None = None,
+    ) -> Tensor:
+        """Embedded patch before [n, K * E] (zeros at the start) -> states [n, K, L]. about: [n, W]."""
         x = self.enter(previous) + self._detail(detail, previous.device)
+        x = x if about is None else x + about
         return self.slots(self.stack.step(x, position, caches)).unflatten(-1, (self.patch, self.local))
 
     def tokens(
@@ -124,6 +150,14 @@ class Guess(NamedTuple):
 
     token: Tensor  # int64 [N]
     bonus: Tensor  # [N, 2], log2 units: what is added to the logit of its class, and of its slot
+
+
+class Told(NamedTuple):
+    """What C search vectors say. alike: of tokens; coder, decoder: float32 [C, W], to their transformers."""
+
+    alike: Alike
+    coder: Tensor
+    decoder: Tensor
 
 
 class TokenReadout(nn.Module):
@@ -172,23 +206,36 @@ class TokenReadout(nn.Module):
         """The last slot of each class that a gist can say."""
         return self.limits[detail].clamp_max(self.token_of.shape[1] - 1)
 
-    def class_logits(self, states: Tensor, guess: Guess | None = None) -> Tensor:
-        """[N, L] -> [N, classes]."""
+    def class_logits(self, states: Tensor, guess: Guess | None = None, lift: Tensor | None = None) -> Tensor:
+        """[N, L] -> [N, classes]. lift: [N, classes], what a search code adds."""
         logits = self.classes(states)
-        return logits if guess is None else _add_at(logits, self.class_of[guess.token], guess.bonus[:, 0])
+        if guess is not None:
+            logits = _add_at(logits, self.class_of[guess.token], guess.bonus[:, 0])
+        return logits if lift is None else logits + lift
 
-    def gist_logits(self, states: Tensor, classes: Tensor, detail: int, guess: Guess | None = None) -> Tensor:
-        """Slots that a gist can say, [N, L], class int64 [N] -> [N, slots]."""
+    def gist_logits(
+        self,
+        states: Tensor,
+        classes: Tensor,
+        detail: int,
+        guess: Guess | None = None,
+        lift: Tensor | None = None,
+    ) -> Tensor:
+        """Slots that a gist can say, [N, L], class int64 [N] -> [N, slots]. lift: [N, slots]."""
         logits = self.slots(states, classes)
         if guess is not None:
             bonus = guess.bonus[:, 1] * (self.class_of[guess.token] == classes)
             logits = _add_at(logits, self.slot_of[guess.token], bonus)
+        if lift is not None:
+            logits = logits + lift
         slot = torch.arange(logits.shape[-1], device=logits.device)
         return logits.masked_fill(slot > self._last(detail)[classes][:, None], CLOSED)
 
-    def rare_logits(self, states: Tensor, classes: Tensor, detail: int) -> Tensor:
-        """Slots that a gist can't say, [N, L], class int64 [N] -> [N, slots]."""
+    def rare_logits(self, states: Tensor, classes: Tensor, detail: int, lift: Tensor | None = None) -> Tensor:
+        """Slots that a gist can't say, [N, L], class int64 [N] -> [N, slots]. lift: [N, slots]."""
         logits = self.slots(states, classes)
+        if lift is not None:
+            logits = logits + lift
         slot = torch.arange(logits.shape[-1], device=logits.device)
         return logits.masked_fill(slot < self.limits[detail][classes][:, None], CLOSED)
 
@@ -212,6 +259,8 @@ class TextVAE(nn.Module):
         self.coder = Coder(config)
         self.decoder = Decoder(config)
         self.readout = TokenReadout(config)
+        # What search codes say of tokens.
+        self.likeness = Likeness(config) if config.conditional else None
         # The latent of each token: what the prior works on.
         self.places = ExactEmbedding(config.vocabulary, config.channels)
 
@@ -223,12 +272,57 @@ class TextVAE(nn.Module):
         """Gist tokens int64 [B, P, K], real bool [B, P, K] -> [B, P, K, E], zeros where there is none."""
         return self.embed(tokens) * real[..., None]
 
-    def rare_logits(self, tokens: Tensor, real: Tensor, where: Tensor, detail: int) -> Tensor:
-        """Slots of the open tokens of a gist: int64 [B, P, K], where bool [B, P, K] -> [N, slots]."""
+    def rare_logits(
+        self,
+        tokens: Tensor,
+        real: Tensor,
+        where: Tensor,
+        detail: int,
+        told: Told | None = None,
+        of: Tensor | None = None,
+    ) -> Tensor:
+        """Slots of the open tokens of a gist: int64 [B, P, K], where bool [B, P, K] -> [N, slots].
+
+        told: what search codes say, if the gist was coded given them, and of: which of them each patch has,
+        int64 [B, P].
+        """
         embedded = self.embed_gist(tokens, real)
-        features = self.decoder(embedded, real[..., 0], detail)
+        about = None if told is None else told.decoder[of]
+        features = self.decoder(embedded, real[..., 0], detail, about)
         states = self.decoder.read(features, embedded, where)
-        return self.readout.rare_logits(states, self.readout.class_of[tokens[where]], detail)
+        classes = self.readout.class_of[tokens[where]]
+        lift = None
+        if told is not None and of is not None:
+            which = of[..., None].expand_as(where)[where]
+            lift = self.lift_rare(states, told, which, classes)
+        return self.readout.rare_logits(states, classes, detail, lift)
+
+    def tell(self, vectors: Tensor) -> Told:
+        """What search vectors float32 [C, D] say to the networks."""
+        assert self.likeness is not None and self.coder.about is not None and self.decoder.about is not None
+        return Told(self.likeness(vectors), self.coder.about(vectors), self.decoder.about(vectors))
+
+    def gates(self, states: Tensor) -> Tensor:
+        """How much of what a search code says of classes and slots counts: the coder's states [N, L] -> [N,
+        2]."""
+        assert self.coder.heed is not None
+        gates: Tensor = self.coder.heed(states)
+        return gates
+
+    def lift_classes(self, gates: Tensor, told: Told, which: Tensor) -> Tensor:
+        """What vectors int64 [N] add to the logits of classes, given the coder's gates [N, 2]: [N,
+        classes]."""
+        return gates[:, :1] * told.alike.classes[which]
+
+    def lift_slots(self, gates: Tensor, told: Told, which: Tensor, classes: Tensor) -> Tensor:
+        """The same for the slots of classes int64 [N]: [N, slots]."""
+        assert self.likeness is not None
+        return gates[:, 1:] * self.likeness.slots(told.alike, which, classes)
+
+    def lift_rare(self, states: Tensor, told: Told, which: Tensor, classes: Tensor) -> Tensor:
+        """The same for what a gist can't say, given the decoder's states [N, L]: [N, slots]."""
+        assert self.likeness is not None and self.decoder.heed is not None
+        return self.decoder.heed(states) * self.likeness.slots(told.alike, which, classes)
 
 
 def token_history(tokens: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch.nn import functional
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 
 LN2 = 0.6931471805599453
+
+
+class About(NamedTuple):
+    """Search codes of a batch. vectors: float32 [C, D], what they stand for; of: int64 [B, P], which of them
+    each patch has."""
+
+    vectors: Tensor
+    of: Tensor
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,17 @@ class Terms:
 
 
 def compute(
-    model: TextVAE, tokens: Tensor, counts: Tensor, guesses: Tensor, detail: int, *, fast: bool
+    model: TextVAE,
+    tokens: Tensor,
+    counts: Tensor,
+    guesses: Tensor,
+    detail: int,
+    *,
+    fast: bool,
+    about: About | None = None,
 ) -> Terms:
     """One batch. tokens int64 [B, P * K], counts int64 [B]; the guesses of a block's memory at the gist's
-    tokens, and their kinds, int64 [2, B, P * K]; detail: which gist."""
+    tokens, and their kinds, int64 [2, B, P * K]; detail: which gist; about: what it is coded given."""
     readout = model.readout
     patches = tokens.unflatten(1, (-1, model.config.patch))
     real = real_tokens(counts, patches)
@@ -44,24 +60,37 @@ def compute(
     gist = readout.named(tokens, detail)
     embedded = model.embed(gist.view_as(patches))
 
-    slots = model.coder.patches(embedded.flatten(-2), valid, detail, fast=fast).flatten(0, 2)[at]
+    told = None if about is None else model.tell(about.vectors)
+    leaning = None if told is None or about is None else told.coder[about.of]
+    slots = model.coder.patches(embedded.flatten(-2), valid, detail, leaning, fast=fast).flatten(0, 2)[at]
     guess, kind = readout.named(guesses[0].flatten()[at], detail), guesses[1].flatten()[at]
     history = token_history(gist).flatten(0, 1)[at]
     states = model.coder.tokens(slots, history, guess, kind, model.embed)
     weighed = model.coder.weigh(states, guess, kind)
     targets, named = tokens.flatten()[at], gist.flatten()[at]
     classes = readout.class_of[targets]
-    class_bits = _bits(readout.class_logits(states, weighed), classes)
-    slot_bits = _bits(readout.gist_logits(states, classes, detail, weighed), readout.slot_of[named])
+    which = lift = slot_lift = None
+    if told is not None and about is not None:
+        which = about.of[..., None].expand_as(patches).flatten()[at]
+        gates = model.gates(states)
+        lift = model.lift_classes(gates, told, which)
+        slot_lift = model.lift_slots(gates, told, which, classes)
+    class_bits = _bits(readout.class_logits(states, weighed, lift), classes)
+    slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)
+    slot_bits = _bits(slot_logits, readout.slot_of[named])
 
     embedded = embedded * real[..., None]
-    features = model.decoder(embedded, valid, detail, fast=fast)
+    leaning = None if told is None or about is None else told.decoder[about.of]
+    features = model.decoder(embedded, valid, detail, leaning, fast=fast)
     is_open = readout.is_open(named, detail).nonzero()[:, 0]
     where = torch.zeros_like(real).flatten()
     where[at[is_open]] = True
     read = model.decoder.read(features, embedded, where.view_as(real))
     targets = targets[is_open]
-    rare = readout.rare_logits(read, classes[is_open], detail)
+    rare_lift = None
+    if told is not None and which is not None:
+        rare_lift = model.lift_rare(read, told, which[is_open], classes[is_open])
+    rare = readout.rare_logits(read, classes[is_open], detail, rare_lift)
     wanted = readout.slot_of[targets]
     exact_bits = _bits(rare, wanted)
     return Terms(

@@ -21,8 +21,9 @@ from colazip.train.distributed import joined, one_after_another, share_of, wait
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_encoder import train_encoder
-from colazip.train.search_head import fit_search_head
+from colazip.train.search_head import fit_search_head, load_search_head, save_search_head
 from colazip.train.search_rows import train_rows
+from colazip.train.side import Teller
 from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
 from colazip.train.vae import train_vae
 from colazip.train.vocabulary import make_tokenizer, spread
@@ -68,6 +69,14 @@ def run(
         def started(stage: str) -> bool:
             return resume and (out / stage / "checkpoint.pt").exists()
 
+        # Before the coder, which a conditional model gives search codes to.
+        with one_after_another(place):
+            if place.first:
+                search, search_figures = _train_search(
+                    recipe, corpus, teacher, out, device=place.device, resumed=started
+                )
+            else:
+                search, search_figures = load_search_head(out / "search" / "head.pt", recipe.model)
         vae = train_vae(
             recipe.model,
             recipe.vae,
@@ -79,6 +88,7 @@ def run(
             place=place,
             resume=started("vae"),
             initial=initial,
+            teller=Teller(recipe.model, search, corpus.tokenizer) if recipe.model.conditional else None,
         )
         prior, prior_figures = train_prior(
             vae,
@@ -91,9 +101,6 @@ def run(
         )
         identity = None
         if place.first:
-            search, search_figures = _train_search(
-                recipe, corpus, teacher, out, device=place.device, resumed=started
-            )
             figures: dict[str, Any] = {
                 "vae": _last_figures(out / "vae" / "metrics.jsonl"),
                 "prior": prior_figures,
@@ -174,6 +181,9 @@ def _train_search(
     resumed: Callable[[str], bool],
 ) -> tuple[SearchRows, dict[str, float]]:
     """Pairs, rows, encoder and codes: what ships, and validation figures. resumed: whether a stage is."""
+    head = out / "search" / "head.pt"
+    if resumed("vae") and head.exists():  # a coder that is given codes has learned these
+        return load_search_head(head, recipe.model)
     schedule, tokenizer = recipe.rows, corpus.tokenizer
     taught = teacher is not None
     drawn: dict[str, Pairs] = {}
@@ -221,7 +231,9 @@ def _train_search(
         folder=_folder(out / "search"),
         encoder=encoder,
     )
-    return search, {**row_figures, **search_figures}
+    search_figures = {**row_figures, **search_figures}
+    save_search_head(head, search, search_figures)
+    return search, search_figures
 
 
 def _count(module: torch.nn.Module | None) -> int:

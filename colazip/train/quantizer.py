@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colazip.vectors import read_codes
+
 
 def balanced_rotation(sample: Tensor, slices: int) -> Tensor:
     """Rotation [D, D] after which every slice carries a like share of the variance of unit vectors [N, D].
@@ -38,7 +40,7 @@ def fit_codebook(vectors: Tensor, slices: int, seed: int) -> Tensor:
 
 def decode(codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """Codes uint8 [N, M] -> the unit vectors they stand for, float32 [N, D]."""
-    read = np.concatenate([part[codes[:, m]] for m, part in enumerate(codebook)], 1)
+    read = read_codes(codes, codebook)
     return read / np.maximum(np.linalg.norm(read, axis=1, keepdims=True), 1e-9)
 
 

@@ -57,6 +57,7 @@ def tiny() -> Recipe:
         word_rows=64,
         code_sizes=(4, 8),
         search_encoder=EncoderConfig(16, 1, 2, 32),
+        conditional=True,
     )
     return Recipe(
         model,
@@ -90,6 +91,7 @@ def default() -> Recipe:
             word_rows=10240,
             code_sizes=(24, 40),
             search_encoder=EncoderConfig(192, 3, 4, 384),
+            conditional=True,
         ),
         VAESchedule(12_000, lr=2.5e-3, muon_lr=2.5e-3, decay_from=0.3),
         PriorSchedule(900),

@@ -17,7 +17,7 @@ from colazip.errors import ColazipError
 from colazip.nn.context import ContextEncoder
 from colazip.nn.layers import straight_through
 from colazip.tokenizer import Tokenizer
-from colazip.train.optimize import Descent, Metrics, learning_rate
+from colazip.train.optimize import Descent, Metrics, fitting, learning_rate, load_checkpoint, save_atomic
 from colazip.train.quantizer import balanced_rotation, decode, fit_codebook, nearest, principal_axes
 from colazip.train.search_encoder import GAIN, InContext, Units
 from colazip.train.search_rows import Bags, choose, contrast, distillation, ranks
@@ -105,6 +105,29 @@ def fit_search_head(
     }
     metrics.write({"step": schedule.steps, "validation": "figures", **figures})
     return SearchRows(shipped, codebooks, None if encoder is None else encoder.cpu(), axes), figures
+
+
+def save_search_head(path: Path, search: SearchRows, figures: dict[str, float]) -> None:
+    """Keep what `fit_search_head` gave."""
+    arrays = {"rows": search.rows, **{f"codes.{m}": book for m, book in search.codebooks.items()}}
+    if search.axes is not None:
+        arrays["axes"] = search.axes
+    encoder = None if search.encoder is None else search.encoder.state_dict()
+    state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    save_atomic({"arrays": state, "encoder": encoder, "figures": figures}, path)
+
+
+def load_search_head(path: Path, config: ModelConfig) -> tuple[SearchRows, dict[str, float]]:
+    """What was kept. Raises InputError if there is none or it is of another model."""
+    state = load_checkpoint(path, torch.device("cpu"))
+    with fitting(path):
+        arrays = {name: value.numpy() for name, value in state["arrays"].items()}
+        encoder = None
+        if config.search_encoder is not None:
+            encoder = ContextEncoder.for_text(config)
+            encoder.load_state_dict(state["encoder"])
+        books = {m: arrays[f"codes.{m}"] for m in config.codes}
+        return SearchRows(arrays["rows"], books, encoder, arrays.get("axes")), state["figures"]
 
 
 def _learn(

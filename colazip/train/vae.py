@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
 from colazip.train.losses import compute
 from colazip.train.optimize import fitting, guesses, load_checkpoint, to_tensors
+from colazip.train.side import Teller
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,16 @@ class VAESchedule(Schedule):
     """One training run.
 
     named: for each detail of a gist, how many of the commonest tokens it names; drawn: how often a batch is
-    coded at each. patches: of a micro-batch. From the share `exact_from` of the steps on attention is the
-    integer one.
+    coded at each. untold: of a model whose gists can be coded given search codes, the share of batches that
+    are coded without; told: how often codes of each of its sizes are given. patches: of a micro-batch. From
+    the share `exact_from` of the steps on attention is the integer one.
     """
 
     decay_from: float = 0.4
     named: tuple[int, ...] = (2000,)
     drawn: tuple[float, ...] = (1.0,)
+    untold: float = 0.3
+    told: tuple[float, ...] = (0.7, 0.3)
     patches: int = 1536
     lr: float = 3e-3
     muon_lr: float = 3e-3
@@ -38,8 +43,16 @@ class VAESchedule(Schedule):
 
     def detail(self, index: int) -> int:
         """Which gist a micro-batch is coded as; a function of the seed alone."""
-        draw = np.random.default_rng((self.seed, 5, index)).random() * sum(self.drawn)
-        return min(int(np.searchsorted(np.cumsum(self.drawn), draw, side="right")), len(self.drawn) - 1)
+        return _choose(self.drawn, np.random.default_rng((self.seed, 5, index)))
+
+    def code_bytes(self, index: int, sizes: Sequence[int]) -> int | None:
+        """Of which size the search codes are that a micro-batch is coded given; None: without."""
+        rng = np.random.default_rng((self.seed, 6, index))
+        return None if rng.random() < self.untold else sizes[_choose(self.told[: len(sizes)], rng)]
+
+
+def _choose(shares: Sequence[float], rng: np.random.Generator) -> int:
+    return min(int(np.searchsorted(np.cumsum(shares), rng.random() * sum(shares), "right")), len(shares) - 1)
 
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
@@ -64,13 +77,34 @@ def _start_from(model: TextVAE, tensors: dict[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: TextVAE, store: TokenStore, lengths: np.ndarray, segments: np.ndarray, device: torch.device
+    model: TextVAE,
+    store: TokenStore,
+    lengths: np.ndarray,
+    segments: np.ndarray,
+    device: torch.device,
+    teller: Teller | None = None,
 ) -> dict[str, float]:
     """Exact-mode figures over `segments`: bits a byte of the gist, of the exact layer, of both, and the share
-    of tokens that the gist reads right; for the most detailed gist, and for the others by their number.
+    of tokens that the gist reads right; for the most detailed gist, and for the others by their number. With
+    a teller also what they are given search codes of the model's own size.
 
     lengths: bytes of each token, int64 [V].
     """
+    figures = _evaluate(model, store, lengths, segments, device, None)
+    if teller is not None:
+        told = _evaluate(model, store, lengths, segments, device, teller)
+        figures |= {f"told_{name}": value for name, value in told.items()}
+    return figures
+
+
+def _evaluate(
+    model: TextVAE,
+    store: TokenStore,
+    lengths: np.ndarray,
+    segments: np.ndarray,
+    device: torch.device,
+    teller: Teller | None,
+) -> dict[str, float]:
     model.eval()
     config = model.config
     order = np.argsort(segments[:, 1] - segments[:, 0], kind="stable")
@@ -81,7 +115,8 @@ def evaluate(
         for at in range(0, len(order), 16):
             batch = gather(store, segments[order[at : at + 16]], config.patch)
             x, counts = to_tensors(batch, device)
-            terms = compute(model, x, counts, guesses(batch, device), detail, fast=False)
+            about = None if teller is None else teller.about(batch, config.code_bytes, device)
+            terms = compute(model, x, counts, guesses(batch, device), detail, fast=False, about=about)
             gist, exact = gist + float(terms.gist), exact + float(terms.exact)
             right += terms.tokens - terms.open + int(terms.guessed)
             tokens += terms.tokens
@@ -107,11 +142,13 @@ def train_vae(
     place: Place,
     resume: bool,
     initial: Path | None = None,
+    teller: Teller | None = None,
 ) -> TextVAE:
     """Train, or go on from `folder/checkpoint.pt`; all processes of `place` call it.
 
     lengths: bytes of each token, int64 [V]. initial: checkpoint of another run, whose tensors are the
-    starting point wherever their shapes fit. Raises ColazipError when the loss stops being finite.
+    starting point wherever their shapes fit. teller: makes the search codes that a conditional model is
+    given. Raises ColazipError when the loss stops being finite.
     """
     torch.manual_seed(schedule.seed)  # the same weights in every process
     device = place.device
@@ -122,6 +159,10 @@ def train_vae(
     with torch.no_grad():
         model.places.trainable.copy_(torch.from_numpy(vocabulary.places))
     model.places.requires_grad_(False)
+    if model.likeness is not None:
+        assert teller is not None
+        model.likeness.set_rows(teller.rows(), model.readout.token_of)
+        model.likeness.begin(torch.from_numpy(vocabulary.rank)[model.readout.token_of])
     if initial is not None and not resume:
         state = load_checkpoint(initial, device)
         with fitting(initial):
@@ -145,7 +186,10 @@ def train_vae(
         batch = next(stream)
         x, counts = to_tensors(batch, device)
         fast = loop.step / schedule.steps < schedule.exact_from
-        terms = compute(model, x, counts, guesses(batch, device), schedule.detail(index), fast=fast)
+        size = None if teller is None else schedule.code_bytes(index, tuple(teller.codebooks))
+        about = None if teller is None or size is None else teller.about(batch, size, device)
+        detail = schedule.detail(index)
+        terms = compute(model, x, counts, guesses(batch, device), detail, fast=fast, about=about)
         return {"loss": terms.loss, "count": terms.tokens, "gist": terms.gist, "exact": terms.exact}, batch
 
     def figures(sums: dict[str, float], seconds: float) -> dict[str, float]:
@@ -156,5 +200,5 @@ def train_vae(
             "tokens_a_second": tokens / seconds,
         }
 
-    loop.run(part, figures, lambda: evaluate(model, validation, lengths, sample, device))
+    loop.run(part, figures, lambda: evaluate(model, validation, lengths, sample, device, teller))
     return model

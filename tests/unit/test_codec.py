@@ -152,11 +152,18 @@ def test_a_block_does_not_depend_on_its_neighbours(coded: list[Block]) -> None:
 
 
 def gist_stream(block: Block) -> bytes:
-    """The gist layer without the detail and the token counts in front."""
-    reader = Reader(block.layers[GIST], "gist layer")
-    for _ in range(1 + block.count):
+    """The gist layer without its head and the token counts in front."""
+    reader = gist_body(block)
+    for _ in range(block.count):
         reader.varint(BLOCK_BYTES + 1)
     return reader.rest()
+
+
+def gist_body(block: Block) -> Reader:
+    """The gist layer from the token counts on, of a gist of most detail coded given codes of 4 bytes."""
+    reader = Reader(block.layers[GIST], "gist layer")
+    assert [reader.varint(9) for _ in range(3)] == [tiny_model().config.details + 1, 0, 4]
+    return reader
 
 
 def exact_stream(block: Block) -> bytes:
@@ -172,8 +179,7 @@ def test_plain_parts_leave_no_trace_in_the_streams() -> None:
     text = [t.encode() for t in passages()[:3]]
     mixed_parts = [text[0] * 30, text[0], noise(200), *text[1:], noise(3)]
     mixed, pure = codec.encode_blocks([mixed_parts, text])
-    counts = Reader(mixed.layers[GIST], "gist layer")
-    assert counts.varint(2) == 0
+    counts = gist_body(mixed)
     plain = [counts.varint(BLOCK_BYTES + 1) == 0 for _ in mixed_parts]
     assert plain == [True, False, True, False, False, True]
     assert PLAIN not in pure.layers
@@ -229,7 +235,7 @@ DETAILS = range(3)
 @pytest.mark.parametrize("detail", DETAILS)
 def test_text_comes_back_from_a_gist_of_any_detail(detail: int) -> None:
     blocks = detailed(detail).encode_blocks(text_blocks())
-    assert [b.layers[GIST][0] for b in blocks] == [detail] * len(blocks)
+    assert [b.layers[GIST][1] for b in blocks] == [detail] * len(blocks)
     assert tiny_codec().decode_blocks(blocks) == text_blocks()
     text = " ".join(passages()[-4:])
     assert tiny_codec().decode(detailed(detail).encode([text])) == [text.encode()]
@@ -401,12 +407,14 @@ def test_layers_stand_alone() -> None:
     parts = [t.encode() for t in passages()[:3]]
     (full,) = codec.encode_blocks([parts])
     (gist,) = codec.encode_blocks([parts], (GIST,))
+    (apart,) = Codec(tiny_model(), conditional=False).encode_blocks([parts])
     (search,) = Codec(tiny_model(), context=True).encode_blocks([parts], (SEARCH,))
-    assert set(gist.layers) == {GIST} and gist.layers[GIST] == full.layers[GIST]
+    assert set(gist.layers) == {GIST} and gist.layers[GIST] == apart.layers[GIST]
+    assert gist.layers[GIST] != full.layers[GIST]
     assert set(search.layers) == {SEARCH} and search.layers[SEARCH] == full.layers[SEARCH]
     reading = codec.read_gist([gist])[0]
     assert len(reading) == 3 and all(isinstance(r, str) and r for r in reading)
-    assert reading == codec.read_gist([full])[0]
+    assert reading == codec.read_gist([apart])[0]
     with pytest.raises(MissingLayerError, match="exact"):
         codec.decode_blocks([gist])
     with pytest.raises(MissingLayerError, match="gist"):

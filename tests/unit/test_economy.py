@@ -161,16 +161,23 @@ def test_in_an_archive(tmp_path: Path) -> None:
     with Archive(tmp_path / "a.cola", tiny_codec()) as archive:
         archive.verify()
         assert archive.info()["abridged"] == archive.manifest.abridged == "price 8"
-        archive.strip(["search"], tmp_path / "g.cola")
+        with pytest.raises(UsageError, match="coded given its search codes"):
+            archive.strip(["search"], tmp_path / "g.cola")
         archive.strip(["gist"], tmp_path / "s.cola")
         assert len(archive.gist("r3")) < len(TEXTS[3])
         with pytest.raises(MissingLayerError, match="no exact layer"):
             archive.get("r3")
         assert archive.search(TEXTS[3].decode(), 1)[0].text
         assert archive.fill("r3", missing=0.2)
-    for name, told in (("g", "price 8"), ("s", None)):
-        with Archive(tmp_path / f"{name}.cola", tiny_codec()) as archive:
-            assert archive.info()["abridged"] == told
+        assert archive.manifest.conditional
+    with Archive(tmp_path / "s.cola", tiny_codec()) as archive:
+        assert archive.info()["abridged"] is None and not archive.manifest.conditional
+    apart = Codec(tiny_model(), price=8.0, conditional=False)
+    Archive.pack(tmp_path / "b.cola", records, codec=apart, layers=(SEARCH, GIST))
+    with Archive(tmp_path / "b.cola", tiny_codec()) as archive:
+        archive.strip(["search"], tmp_path / "g.cola")
+    with Archive(tmp_path / "g.cola", tiny_codec()) as archive:
+        assert archive.info()["abridged"] == "price 8"
 
 
 @pytest.mark.parametrize("price", [0.0, 0.99, 101.0, float("nan"), float("inf"), -5.0])

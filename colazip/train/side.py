@@ -1,0 +1,45 @@
+"""Search codes of training text, as the codec would write them beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colazip.config import ModelConfig
+from colazip.passages import PASSAGE_TOKENS, count_passages, windows
+from colazip.side import code_of_patches
+from colazip.tokenizer import Tokenizer
+from colazip.train.data import Batch
+from colazip.train.losses import About
+from colazip.vectors import RowSums, SearchRows, assign_codes, pack_rows, read_codes, unit, unpack_nibbles
+
+
+class Teller:
+    """Makes codes of batches, by the rows alone: the encoder would take a while, and vectors with and without
+    it lie in one space."""
+
+    def __init__(self, config: ModelConfig, search: SearchRows, tokenizer: Tokenizer) -> None:
+        packed, scale = pack_rows(search.rows)
+        self._sums = RowSums(packed, scale, tokenizer.table, config.word_rows)
+        self._patch = config.patch
+        self._vocabulary = config.vocabulary
+        self._packed = packed
+        self.codebooks = search.codebooks
+
+    def rows(self) -> Tensor:
+        """Integers of the tokens' rows, int8 [V, D]."""
+        return torch.from_numpy(unpack_nibbles(self._packed[: self._vocabulary]))
+
+    def about(self, batch: Batch, size: int, device: torch.device) -> About:
+        """Codes of `size` bytes of each segment of a batch, taken as a text of its own."""
+        sums: list[np.ndarray] = []
+        of = np.zeros((len(batch.counts), batch.tokens.shape[1] // self._patch), np.int64)
+        for row, (tokens, count) in enumerate(zip(batch.tokens, batch.counts.tolist(), strict=True)):
+            patches = self._sums.patches(tokens[:count], self._patch)
+            codes = count_passages(len(patches), self._patch, PASSAGE_TOKENS)
+            of[row, : len(patches)] = len(sums) + code_of_patches(len(patches), codes)
+            sums += [patches[lo:hi].sum(0) for lo, hi in windows(len(patches), self._patch, codes)]
+        codebook = self.codebooks[size]
+        vectors = read_codes(assign_codes(unit(np.stack(sums)), codebook), codebook)
+        return About(torch.from_numpy(vectors).to(device), torch.from_numpy(of).to(device))
