@@ -14,6 +14,8 @@ VALUE_STEPS = 32.0  # attention values live on a grid of 1/32 within +-127/32
 TABLE_STEPS = 32  # tables of exp2 go in steps of 1/32
 PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entropy coder wants
 
+LOOKED_UP = 2048  # vectors at most whose likenesses to all tokens are kept: 32 KiB each
+
 CLOSED = -1e4  # logit, in log2 units, of a slot that can't come; its frequency is the least there is
 
 

@@ -22,6 +22,7 @@ from colazip.nn.grid import (
     CLOSED,
     FREQUENCY_TABLE,
     GRID,
+    LOOKED_UP,
     PRECISION,
     VALUE_STEPS,
     alibi_slopes,
@@ -48,12 +49,6 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
     top = np.abs(x).max(-1, keepdims=True)
     top = np.where(top >= _TINY, top, _ONE)
     return np.rint(x * ((_ONE / top) * _GRID)), top / _GRID
-
-
-def _rows_on_grid(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`quantize_rows` with a scale for each row, [N, 1], of one row too."""
-    q, scale = quantize_rows(x)
-    return q, np.broadcast_to(np.asarray(scale, _F), (len(x), 1))
 
 
 def _inverse_rms(q: np.ndarray) -> np.ndarray | np.float32:
@@ -300,24 +295,38 @@ class Likeness:
 
     def __init__(self, weights: Weights, rows: np.ndarray, token_of: np.ndarray) -> None:
         """rows: int8 [V, D], of the search head."""
-        self._rows = rows[token_of]  # [classes, slots, D]
-        self._product = weights.product(self._rows.reshape(-1, rows.shape[1]))
-        self._scale, self._shift = weights["scale"], weights["shift"]
+        self.rows = rows[token_of]  # [classes, slots, D]
+        self.scale, self.shift = weights["scale"], weights["shift"]
+        self._product = weights.product(self.rows.reshape(-1, rows.shape[1]))
 
-    def classes(self, q: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Vectors on the grid [C, D], their scales [C, 1] -> [C, classes]."""
-        found = np.empty((len(q), len(self._scale)), _F)
-        for lo in range(0, len(q), _VECTORS):
-            raw = self._product(q[lo : lo + _VECTORS]) * scale[lo : lo + _VECTORS]
-            found[lo : lo + _VECTORS] = (raw.reshape(-1, *self._scale.shape) * self._scale + self._shift).max(
-                -1
-            )
-        return found
+    def tokens(self, q: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Vectors on the grid [C, D], their scales [C, 1] -> how like each token is, [C, classes, slots]."""
+        raw = self._product(q) * scale
+        return raw.reshape(-1, *self.scale.shape) * self.scale
 
-    def slots(self, q: np.ndarray, scale: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Vectors [N, D], their scales [N, 1], class int64 [N] -> [N, slots]."""
-        products = (self._rows[classes].astype(_F) @ q[..., None])[..., 0]
-        return products * scale * self._scale[classes]
+
+class Alike:
+    """What vectors float32 [C, D] say of tokens. classes: float32 [C, classes]."""
+
+    def __init__(self, likeness: Likeness, vectors: np.ndarray) -> None:
+        self._likeness = likeness
+        self._q, scale = quantize_rows(vectors)
+        self._scale = np.broadcast_to(np.asarray(scale, _F), (len(vectors), 1))
+        self.classes = np.empty((len(vectors), len(likeness.scale)), _F)
+        kept = []
+        for lo in range(0, len(vectors), _VECTORS):
+            like = likeness.tokens(self._q[lo : lo + _VECTORS], self._scale[lo : lo + _VECTORS])
+            self.classes[lo : lo + _VECTORS] = (like + likeness.shift).max(-1)
+            if len(vectors) <= LOOKED_UP:
+                kept.append(like)
+        self._slots = np.concatenate(kept) if kept else None
+
+    def slots(self, which: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """How like the tokens of a class are: vector int64 [N], class int64 [N] -> [N, slots]."""
+        if self._slots is not None:
+            return self._slots[which, classes]
+        products = (self._likeness.rows[classes].astype(_F) @ self._q[which][..., None])[..., 0]
+        return products * self._scale[which] * self._likeness.scale[classes]
 
 
 class Decoder:
@@ -405,8 +414,7 @@ class PortableNetworks:
         self._caches, self._detail = self._stack.caches(lanes), detail
         self._side = side
         if side is not None:
-            self._vector, self._vector_scale = _rows_on_grid(side.vectors)
-            self._like = self._likeness.classes(self._vector, self._vector_scale)
+            self._alike = Alike(self._likeness, side.vectors)
             self._leaning = self._about(side.vectors)
 
     def context(self, position: int, previous: np.ndarray) -> None:
@@ -452,7 +460,7 @@ class PortableNetworks:
         logits[np.arange(len(h)), self._readout.class_of[guess]] += self._bonus[:, 0]
         if self._side is not None:
             self._gates, self._asked = judged[:, 2 + classes :], self._which[lanes]
-            logits = logits + self._gates[:, :1] * self._like[self._asked]
+            logits = logits + self._gates[:, :1] * self._alike.classes[self._asked]
         return cumulative(logits)
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
@@ -460,8 +468,7 @@ class PortableNetworks:
         same = (self._readout.class_of[self._guess] == classes).astype(_F)
         logits[np.arange(len(classes)), self._readout.slot_of[self._guess]] += self._bonus[:, 1] * same
         if self._side is not None:
-            vectors, scale = self._vector[self._asked], self._vector_scale[self._asked]
-            logits = logits + self._gates[:, 1:] * self._likeness.slots(vectors, scale, classes)
+            logits = logits + self._gates[:, 1:] * self._alike.slots(self._asked, classes)
         return cumulative(self._readout.gist_logits(logits, classes, self._detail))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
@@ -502,7 +509,7 @@ class PortableNetworks:
         rows = [np.zeros((0, self._config.slots), _F)]
         if side is not None:
             leaning = self._decoder.about(side.vectors)
-            vectors, scales = _rows_on_grid(side.vectors)
+            alike = Alike(self._likeness, side.vectors)
         for lane, count in enumerate(counts.tolist()):
             here, at = tokens[lane, :count], where[lane, :count]
             if at.any():
@@ -513,7 +520,6 @@ class PortableNetworks:
                     about, which = leaning[of], np.repeat(of, self._patch)[:count][at]
                 states = self._decoder.states(here, at, detail, about)
                 if side is not None:
-                    alike = self._likeness.slots(vectors[which], scales[which], classes)
-                    lift = self._decoder.heed(states) * alike
+                    lift = self._decoder.heed(states) * alike.slots(which, classes)
                 rows.append(self._readout.rare_logits(states, classes, detail, lift))
         return np.concatenate(rows)

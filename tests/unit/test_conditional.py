@@ -16,6 +16,7 @@ from colazip.config import ModelConfig
 from colazip.errors import FormatError, MissingLayerError, ModelError, UsageError
 from colazip.lanes import lay_out
 from colazip.layers import EXACT, GIST, SEARCH, Block
+from colazip.nn import likeness, portable
 from colazip.pretrained import load
 from colazip.search_layer import dump_codes, load_codes
 from colazip.side import Side, beside, code_of_patches, joined
@@ -255,3 +256,15 @@ def test_parts_without_a_code() -> None:
     nothing = np.zeros(1, np.int64), np.zeros((1, 3), np.float32)
     with pytest.raises(ValueError, match="part 1"):
         beside(lanes, [nothing], 2)
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_likenesses_looked_up_and_computed_are_the_same(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many short texts at once have more codes than are worth a table each."""
+    blocks = [PARTS, TEXTS[3:6]]
+    written = codec_of().encode_blocks(blocks)
+    for module in (likeness, portable):
+        monkeypatch.setattr(module, "LOOKED_UP", most)
+    assert [b.layers for b in codec_of().encode_blocks(blocks)] == [b.layers for b in written]
+    for implementation in ("numpy", "torch"):
+        assert codec_of(implementation=implementation).decode_blocks(written) == blocks
