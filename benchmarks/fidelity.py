@@ -136,11 +136,11 @@ def measure(
         return (vectors * embed(texts)).sum(1)
 
     rows = []
-    gists = {f"gist, detail {n}": Codec(codec.model, detail=n) for n in range(codec.model.config.details)}
-    gists |= {f"gist, {price:g} bits a token": Codec(codec.model, price=price) for price in PRICES}
-    ways = [(name, writer, (GIST,)) for name, writer in gists.items()]
+    whole = {f"gist, detail {n}": Codec(codec.model, detail=n) for n in range(codec.model.config.details)}
+    gists = whole | {f"gist, {price:g} bits a token": Codec(codec.model, price=price) for price in PRICES}
+    ways: list[tuple[str, Codec, tuple[str, ...]]] = [(name, w, (GIST,)) for name, w in gists.items()]
     if codec.model.config.conditional:
-        ways += [(name + _BESIDE, writer, (SEARCH, GIST)) for name, writer in gists.items()]
+        ways += [(name + _BESIDE, w, (SEARCH, GIST)) for name, w in whole.items()]
     for number, (name, writer, layers) in enumerate(ways):
         note(name)
         path = folder / f"gist-{number}"

@@ -958,6 +958,8 @@ def _known(block: Block, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             "the gist was coded given the search codes beside it, and they are not here: read both layers"
         )
     slots, codes = load_codes(block.layers[SEARCH], block.count, len(codebook))
+    if len(slots) > BLOCK_BYTES:  # what they stand for takes forty times their room
+        raise FormatError(f"search layer: {len(slots)} codes, more than a block has tokens")
     return slots, read_codes(codes, codebook)
 
 

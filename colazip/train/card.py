@@ -8,6 +8,18 @@ from typing import Any
 from colazip.train.recipes import Recipe
 
 
+def _given_codes(vae: dict[str, float]) -> list[tuple[str, float]]:
+    """The same figures of a conditional model where search codes are beside the text."""
+    if "told_total_bpb" not in vae:
+        return []
+    return [
+        ("beside search codes: bits a byte, gist and exact", vae["told_total_bpb"]),
+        ("beside search codes: bits a byte, gist", vae["told_gist_bpb"]),
+        ("beside search codes: bits a byte, exact layer given the gist", vae["told_exact_bpb"]),
+        ("beside search codes: share of tokens the gist reading gets right", vae["told_gist_accuracy"]),
+    ]
+
+
 def render(
     recipe: Recipe, figures: dict[str, Any], command: str, files: Sequence[str], skipped: Sequence[str]
 ) -> str:
@@ -18,6 +30,7 @@ def render(
         ("bits a byte, gist", vae["gist_bpb"]),
         ("bits a byte, exact layer given the gist", vae["exact_bpb"]),
         ("share of tokens the gist reading gets right", vae["gist_accuracy"]),
+        *_given_codes(vae),
         ("flow-matching loss of the prior", figures["prior"]["flow_loss"]),
         ("search: queries whose own passage is first of the held-out ones", figures["search"]["hit_at_1"]),
         ("search: the same from codes", figures["search"]["code_hit_at_1"]),

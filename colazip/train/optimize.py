@@ -28,6 +28,11 @@ def learning_rate(step: int, steps: int, *, warmup: int, decay_from: float) -> f
     return min(1.0, max(0.0, (steps - step) / (steps * (1.0 - decay_from))))
 
 
+def muon(matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Muon for the matrices inside transformers (arXiv 2502.16982), at rates that suit AdamW as well."""
+    return torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+
 class Descent:
     """Optimizers that step together under one learning-rate factor, with the gradient clipped to norm 1."""
 

@@ -19,7 +19,7 @@ from colazip.train.data import Batch, TokenStore, gather
 from colazip.train.distributed import Place
 from colazip.train.entries import Telling, entry_error
 from colazip.train.loop import Loop, Part, Schedule
-from colazip.train.optimize import to_tensors
+from colazip.train.optimize import muon, to_tensors
 
 Cells = tuple[Tensor, Tensor]  # centre and reach, [B, P, C] both: a value lies within reach of its centre
 
@@ -163,14 +163,7 @@ def _optimizers(prior: DiT | EntryDiT, schedule: PriorSchedule) -> list[torch.op
         torch.optim.AdamW(outer, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)
     ]
     if inner:
-        optimizers.append(
-            torch.optim.Muon(
-                inner,
-                lr=schedule.muon_lr,
-                weight_decay=schedule.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        optimizers.append(muon(inner, schedule.muon_lr, schedule.weight_decay))
     return optimizers
 
 

@@ -19,6 +19,7 @@ from colazip.nn.layers import straight_through
 from colazip.tokenizer import PAD, Tokenizer
 from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
+from colazip.train.optimize import muon
 from colazip.train.quantizer import balanced_rotation
 from colazip.train.search_rows import Bags, choose, contrast, distillation, divergence, ranks
 from colazip.train.teacher import Pairs
@@ -178,7 +179,7 @@ def train_encoder(
         nn.ModuleDict({"encoder": encoder, "rows": nn.ParameterList([table, to_teacher])}),
         [
             torch.optim.Adam(groups, betas=(0.9, 0.98)),
-            torch.optim.Muon(matrices, lr=schedule.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            muon(matrices, schedule.lr, 0.01),
         ],
         schedule,
         folder=folder,

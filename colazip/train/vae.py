@@ -16,7 +16,7 @@ from colazip.train.data import TokenStore, Vocabulary, gather
 from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
 from colazip.train.losses import compute
-from colazip.train.optimize import fitting, guesses, load_checkpoint, to_tensors
+from colazip.train.optimize import fitting, guesses, load_checkpoint, muon, to_tensors
 from colazip.train.side import Teller
 
 
@@ -56,15 +56,13 @@ def _choose(shares: Sequence[float], rng: np.random.Generator) -> int:
 
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
-    """Muon (arXiv 2502.16982) for the matrices inside the transformers, AdamW for everything else."""
+    """Muon for the matrices inside the transformers, AdamW for everything else."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (inner if parameter.ndim == 2 and ".stack." in name else outer).append(parameter)
     return [
-        torch.optim.Muon(
-            inner, lr=schedule.muon_lr, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        muon(inner, schedule.muon_lr, schedule.weight_decay),
         torch.optim.AdamW(outer, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 

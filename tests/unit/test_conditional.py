@@ -15,7 +15,7 @@ from colazip.codec import Codec
 from colazip.config import ModelConfig
 from colazip.errors import FormatError, MissingLayerError, ModelError, UsageError
 from colazip.lanes import lay_out
-from colazip.layers import EXACT, GIST, SEARCH, Block
+from colazip.layers import BLOCK_BYTES, EXACT, GIST, SEARCH, Block
 from colazip.nn import likeness, portable
 from colazip.pretrained import load
 from colazip.search_layer import dump_codes, load_codes
@@ -132,6 +132,7 @@ def test_other_codes_than_it_was_given() -> None:
     codec = codec_of()
     (block,) = codec.encode_blocks([TEXTS[:4]])
     slots, codes = load_codes(block.layers[SEARCH], 4, SMALL)
+    many = np.where(np.arange(len(slots)) < len(slots) - 1, 1, BLOCK_BYTES)
 
     def with_search(layer: bytes) -> Block:
         return Block(4, {**block.layers, SEARCH: layer})
@@ -140,6 +141,7 @@ def test_other_codes_than_it_was_given() -> None:
         dump_codes(4, slots, codes[::-1]),
         dump_codes(4, slots[:-1], codes[:-1]),
         dump_codes(4, slots[:0], codes[:0]),
+        dump_codes(4, np.repeat(slots, many), np.repeat(codes, many, axis=0)),
         block.layers[SEARCH][:-1],
         block.layers[SEARCH] + b"\0",
         b"",
