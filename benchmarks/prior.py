@@ -30,10 +30,12 @@ from colazip.codec import Codec, Gist
 from colazip.continuation import fill_in, go_on
 from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
-from colazip.layers import BLOCK_BYTES, GIST
+from colazip.layers import BLOCK_BYTES, GIST, SEARCH
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, Sampling
+from colazip.side import Side, code_of_patches
 from colazip.variations import choose_missing, infill, reread, score, text_tokens, vary, write_in
+from colazip.vectors import read_codes
 
 MISSING = (0.1, 0.3, 0.5)
 GAPS = ((4, "fourth"), (2, "other"))  # of which patches one is missing
@@ -70,6 +72,19 @@ class Sample:
     def read(self, gists: Sequence[np.ndarray], detail: int) -> list[np.ndarray]:
         """The likeliest tokens behind gists, in one pass of the decoder."""
         return self.codec.read_tokens([Gist(tokens, detail) for tokens in gists])
+
+    def sides(self) -> list[Side]:
+        """The search codes of each segment, as a text of its own."""
+        codec, decode = Codec(self.codec.model, context=True), self.codec.model.tokenizer.decode
+        texts = [decode(t.tolist()) for t in self.tokens]
+        found = []
+        for tokens, block in zip(
+            self.tokens, codec.encode_blocks([[t] for t in texts], (SEARCH,)), strict=True
+        ):
+            _, codes = codec.search_codes(block)
+            of = code_of_patches(-(-len(tokens) // self.patch), len(codes))
+            found.append(Side(read_codes(codes, codec.codebook), of[None]))
+        return found
 
     def rate(self, detail: int) -> float:
         """Bits of a gist a byte of text; those of the records that have one."""
@@ -162,7 +177,15 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
     The decoder takes a gist of the least detail whose holes are filled with the commonest class.
     """
     rows: Table = [
-        ("missing", "filled in, coder", "prior", "decoder, commonest class", "commonest token", "if known")
+        (
+            "missing",
+            "filled in, coder",
+            "coder given search codes",
+            "prior",
+            "decoder, commonest class",
+            "commonest token",
+            "if known",
+        )
     ]
     cells, least = sample.cells, sample.cells.details - 1
     standing = np.zeros_like(frequency)
@@ -177,6 +200,9 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
             return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
 
         written = write_in(sample.codec, sample.reading, holes, options)
+        given = None
+        if sample.codec.conditional:
+            given = write_in(sample.codec, sample.reading, holes, options, sample.sides())
         drawn = infill(sample.codec, sample.reading, holes, options)
         gists = [np.where(m, standing.argmax(), t) for m, t in zip(lost, sample.gists[least], strict=True)]
         unigram = [np.full(len(t), frequency.argmax()) for t in sample.tokens]
@@ -184,6 +210,7 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
             (
                 f"{share:.0%}",
                 accuracy(written),
+                "-" if given is None else accuracy(given),
                 accuracy(drawn),
                 accuracy(sample.read(gists, least)),
                 accuracy(unigram),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colazip.memory import ORDERS, BlockMemory
+from colazip.side import Side
 
 if TYPE_CHECKING:
     from colazip.pretrained import Model
@@ -42,16 +43,18 @@ def fill_in(
     temperature: float,
     seed: int,
     candidates: int = CANDIDATES,
+    side: Side | None = None,
 ) -> np.ndarray:
     """Tokens of a gist, int64 [T], with those of `missing`, bool [T], drawn anew; a segment at most.
 
     The coder sees what stands before a gap, not what follows. So several fillings are drawn side by side, and
     the one stays after which the HEARD tokens behind the gap (fewer where the next gap is near) are
     likeliest. Last, the decoder's one pass over all of the gist says what stands behind the drawn tokens that
-    it leaves open. temperature, seed: as of `go_on`.
+    it leaves open. temperature, seed: as of `go_on`. side: what is known of the text by its search codes, one
+    lane; both networks are told.
     """
     rng = np.random.default_rng(seed)
-    writer = _Writer(model, tokens, detail, candidates)
+    writer = _Writer(model, tokens, detail, candidates, side)
     for at in range(len(tokens)):
         if writer.heard == HEARD or (missing[at] and writer.heard):
             writer.choose()
@@ -65,7 +68,8 @@ def fill_in(
     where = net.is_open(gist, detail) & missing
     drawn = gist[0].copy()
     if where.any():
-        slots = _draw(net.rare_table(gist, np.array([len(drawn)]), where, detail), temperature, rng)
+        table = net.rare_table(gist, np.array([len(drawn)]), where, detail, side)
+        slots = _draw(table, temperature, rng)
         drawn[where[0]] = net.rarer(gist[where], slots)
     return drawn
 
@@ -74,7 +78,9 @@ class _Writer:
     """Candidates of one text that advance together. heard: known tokens since the last gap, if that waits for
     a choice."""
 
-    def __init__(self, model: Model, tokens: np.ndarray, detail: int, candidates: int) -> None:
+    def __init__(
+        self, model: Model, tokens: np.ndarray, detail: int, candidates: int, side: Side | None
+    ) -> None:
         self._net, self._names, self._patch = model.portable, model.cells, model.config.patch
         self._detail, self._end = detail, len(tokens)
         self._lanes = np.arange(candidates)
@@ -84,7 +90,8 @@ class _Writer:
         self._likelihood = np.zeros(candidates)  # log2, of the tokens heard
         self._waits = False
         self.heard = 0
-        self._net.start(candidates, detail)
+        alike = None if side is None else Side(side.vectors, np.repeat(side.of, candidates, 0))
+        self._net.start(candidates, detail, alike)
 
     @property
     def gist(self) -> np.ndarray:

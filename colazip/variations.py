@@ -120,7 +120,7 @@ def regenerate(codec: Codec, parts: Parts, *, strength: float = 0.3, options: Sa
     """A variant of a record: the latents of its gist reading noised and denoised. strength: as of `vary`.
     Parts kept in PLAIN have no gist and come back as they are. Raises UsageError."""
     chosen = options or Sampling()
-    return _changed(codec, parts, lambda pieces: vary(codec, pieces, strength, chosen))
+    return _changed(codec, parts, lambda pieces: vary(codec, [p.tokens for p in pieces], strength, chosen))
 
 
 def vary(codec: Codec, pieces: Sequence[np.ndarray], strength: float, options: Sampling) -> list[np.ndarray]:
@@ -180,25 +180,33 @@ def fill(
     """
     chosen = options or Sampling()
     _check_writer(by)
-    filled = infill if by == PRIOR else write_in
 
-    def change(pieces: list[np.ndarray]) -> list[np.ndarray]:
-        counts = [-(-len(p) // codec.model.config.patch) for p in pieces]
-        holes = choose_missing(sum(counts), missing, chosen.seed)
-        return filled(codec, pieces, np.split(holes, np.cumsum(counts)[:-1]), chosen)
+    def change(pieces: list[Gist]) -> list[np.ndarray]:
+        counts = [-(-len(p.tokens) // codec.model.config.patch) for p in pieces]
+        every = choose_missing(sum(counts), missing, chosen.seed)
+        holes, tokens = np.split(every, np.cumsum(counts)[:-1]), [p.tokens for p in pieces]
+        if by == PRIOR:
+            return infill(codec, tokens, holes, chosen)
+        return write_in(codec, tokens, holes, chosen, [p.side for p in pieces])
 
     return _changed(codec, parts, change)
 
 
 def write_in(
-    codec: Codec, pieces: Sequence[np.ndarray], holes: Sequence[np.ndarray], options: Sampling
+    codec: Codec,
+    pieces: Sequence[np.ndarray],
+    holes: Sequence[np.ndarray],
+    options: Sampling,
+    sides: Sequence[Side | None] | None = None,
 ) -> list[np.ndarray]:
     """Tokens int64 [T] of segments with the patches of `holes`, bool [P], written anew by the coder.
 
-    It takes them as a gist of detail 0 would say them; what is not missing stays as it is.
+    It takes them as a gist of detail 0 would say them; what is not missing stays as it is. sides: of each
+    segment what is known of it by its search codes, if anything.
     """
     result = []
-    for at, (piece, hole) in enumerate(zip(pieces, holes, strict=True)):
+    known = [None] * len(pieces) if sides is None else sides
+    for at, (piece, hole, side) in enumerate(zip(pieces, holes, known, strict=True)):
         missing = _lost(codec, hole, piece)
         tokens = np.array(piece, np.int64)
         if missing.any():
@@ -209,6 +217,7 @@ def write_in(
                 detail=0,
                 temperature=options.temperature,
                 seed=options.seed + at,
+                side=side,
             )
             tokens[missing] = written[missing]
         result.append(tokens)
@@ -350,11 +359,12 @@ def text_tokens(codec: Codec, texts: Sequence[str | bytes]) -> list[np.ndarray]:
     return [np.asarray(t, np.int64) for t in codec.model.tokenizer.encode(data)]
 
 
-def _changed(codec: Codec, parts: Parts, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> str:
-    """Text of a record, the tokens of its gist reading changed: all of its segments at once."""
+def _changed(codec: Codec, parts: Parts, change: Callable[[list[Gist]], list[np.ndarray]]) -> str:
+    """Text of a record, the tokens of its gist reading changed: all of its segments at once, which come as
+    gists of the reading."""
     gists = [codec.gists(block).get(slot) for block, slot in parts]
     read = iter(codec.read_tokens([gist for gist in gists if gist is not None]))
-    pieces = [[] if gist is None else _segments(codec, next(read)) for gist in gists]
+    pieces = [[] if gist is None else _pieces(codec, replace(gist, tokens=next(read))) for gist in gists]
     changed = iter(change([p for some in pieces for p in some]) if any(pieces) else [])
     return "".join(
         codec.plain_texts(block).get(slot, "")

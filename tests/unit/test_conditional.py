@@ -18,12 +18,13 @@ from colazip.lanes import lay_out
 from colazip.layers import BLOCK_BYTES, EXACT, GIST, SEARCH, Block
 from colazip.nn import likeness, portable
 from colazip.pretrained import load
+from colazip.sampling import Sampling
 from colazip.search_layer import dump_codes, load_codes
 from colazip.side import Side, beside, code_of_patches, joined
 from colazip.train.data import Batch
 from colazip.train.side import Teller
 from colazip.train.vae import VAESchedule
-from colazip.variations import _pieces
+from colazip.variations import _pieces, write_in
 from colazip.vectors import SearchRows, read_codes, unpack_nibbles
 from colazip.wire import Reader, varint
 from tests.golden.make_model_v3 import MODEL
@@ -270,3 +271,19 @@ def test_likenesses_looked_up_and_computed_are_the_same(most: int, monkeypatch: 
     assert [b.layers for b in codec_of().encode_blocks(blocks)] == [b.layers for b in written]
     for implementation in ("numpy", "torch"):
         assert codec_of(implementation=implementation).decode_blocks(written) == blocks
+
+
+def test_holes_are_filled_by_what_the_codes_say() -> None:
+    codec = codec_of()
+    (block,) = codec.encode_blocks([PARTS])
+    pieces = [piece for gist in codec.gists(block).values() for piece in _pieces(codec, gist)][:4]
+    tokens, sides = [p.tokens for p in pieces], [p.side for p in pieces]
+    holes = [np.arange(-(-len(t) // codec.model.config.patch)) % 3 == 1 for t in tokens]
+    told = write_in(codec, tokens, holes, Sampling(seed=3), sides)
+    untold = write_in(codec, tokens, holes, Sampling(seed=3))
+    for piece, hole, a, b in zip(tokens, holes, told, untold, strict=True):
+        known = ~np.repeat(hole, codec.model.config.patch)[: len(piece)]
+        assert np.array_equal(a[known], piece[known]) and np.array_equal(b[known], piece[known])
+    assert not np.array_equal(np.concatenate(told), np.concatenate(untold))
+    again = write_in(codec, tokens, holes, Sampling(seed=3), sides)
+    assert np.array_equal(np.concatenate(told), np.concatenate(again))
