@@ -936,7 +936,7 @@ class _Opened:
         self._known: list[tuple[np.ndarray, np.ndarray]] = []
         if size is not None:
             codebook = codec.model.codebooks[size]
-            self._known = [_known(block, codebook) for block in self.blocks]
+            self._known = [_vectors_beside(block, codebook) for block in self.blocks]
             try:
                 self.side = beside(self.lanes, self._known, codec._patch)
             except ValueError as e:
@@ -951,7 +951,7 @@ class _Opened:
         return Side(mine, code_of_patches(patches, len(mine))[None])
 
 
-def _known(block: Block, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _vectors_beside(block: Block, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(parts that have search codes, int64 [n]; what the codes stand for, float32 [n, D])."""
     if SEARCH not in block.layers:
         raise MissingLayerError(

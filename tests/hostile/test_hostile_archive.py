@@ -317,6 +317,14 @@ def test_what_is_said_of_gists_is_a_short_line(good: bytes, tmp_path: Path, told
         Archive(tmp_path / "f.cola")
 
 
+@pytest.mark.parametrize("told", [1, None, "yes"])
+def test_what_gists_were_given_is_yes_or_no(good: bytes, tmp_path: Path, told: object) -> None:
+    forged = seal(good[: boundaries(good)[-3]], {**parse(good), "conditional": told})
+    (tmp_path / "f.cola").write_bytes(forged)
+    with pytest.raises(FormatError, match="conditional"):
+        Archive(tmp_path / "f.cola")
+
+
 def test_unknown_fields_of_the_manifest_are_left_alone(good: bytes, tmp_path: Path) -> None:
     forged = seal(good[: boundaries(good)[-3]], {**parse(good), "later": [1]})
     assert read_all(tmp_path / "a.cola", forged) == read_all(tmp_path / "a.cola", good)
