@@ -80,8 +80,9 @@ def verify(
 def strip(archive: str, drop: tuple[str, ...], output: str, force: bool, console: Console) -> None:
     """Copy an archive without some of its layers: search, gist, exact. Nothing is coded again.
 
-    The exact layer needs the gist, so the gist goes only together with it. Archives of the presets fast and
-    balanced have the layers search and plain.
+    The exact layer needs the gist, so the gist goes only together with it. A gist beside search codes is
+    coded given them, so search goes only together with the gist. Archives of the presets fast and balanced
+    have the layers search and plain.
     """
     from colazip.files import check_free
 
