@@ -33,7 +33,7 @@ from colazip.evaluate.table import markdown
 from colazip.layers import BLOCK_BYTES, GIST, SEARCH
 from colazip.prior import Prior
 from colazip.sampling import CODER, PRIOR, Sampling
-from colazip.side import Side, code_of_patches
+from colazip.side import Side, of_part
 from colazip.variations import choose_missing, infill, reread, score, text_tokens, vary, write_in
 from colazip.vectors import read_codes
 
@@ -82,8 +82,7 @@ class Sample:
             self.tokens, codec.encode_blocks([[t] for t in texts], (SEARCH,)), strict=True
         ):
             _, codes = codec.search_codes(block)
-            of = code_of_patches(-(-len(tokens) // self.patch), len(codes))
-            found.append(Side(read_codes(codes, codec.codebook), of[None]))
+            found.append(of_part(read_codes(codes, codec.codebook), -(-len(tokens) // self.patch)))
         return found
 
     def rate(self, detail: int) -> float:
@@ -188,6 +187,7 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
         )
     ]
     cells, least = sample.cells, sample.cells.details - 1
+    sides = sample.sides() if sample.codec.conditional else None
     standing = np.zeros_like(frequency)
     np.add.at(standing, cells.named(np.arange(len(frequency)), least), frequency)
     for share in MISSING:
@@ -200,9 +200,7 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
             return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
 
         written = write_in(sample.codec, sample.reading, holes, options)
-        given = None
-        if sample.codec.conditional:
-            given = write_in(sample.codec, sample.reading, holes, options, sample.sides())
+        given = None if sides is None else write_in(sample.codec, sample.reading, holes, options, sides)
         drawn = infill(sample.codec, sample.reading, holes, options)
         gists = [np.where(m, standing.argmax(), t) for m, t in zip(lost, sample.gists[least], strict=True)]
         unigram = [np.full(len(t), frequency.argmax()) for t in sample.tokens]

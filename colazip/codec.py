@@ -35,7 +35,7 @@ from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
 from colazip.search_layer import dump_codes, load_codes
-from colazip.side import Side, beside, code_of_patches, joined
+from colazip.side import Side, beside, joined, of_part
 from colazip.vectors import assign_codes, read_codes, shorten, unit
 from colazip.wire import Reader, varint, varints
 
@@ -135,7 +135,8 @@ class Codec:
         self._segment = model.config.segment * model.config.patch
         self._codebook = _codebook(model, model.config.code_bytes if code_bytes is None else code_bytes)
         self._context = context
-        self._conditional = conditional and bool(model.config.conditional)
+        # Whether gists are coded given the search codes beside them.
+        self.conditional = conditional and bool(model.config.conditional)
         self._passage_tokens = passage_tokens
         if price is not None and not LOWEST <= price <= HIGHEST:  # NaN too
             raise UsageError(f"a price of {price} bits a token: must be from {LOWEST:g} to {HIGHEST:g}")
@@ -225,11 +226,6 @@ class Codec:
     def code_bytes(self) -> int | None:
         """Bytes of the search codes, where the model makes several sizes; None where it makes one."""
         return None if self.model.config.code_sizes is None else len(self._codebook)
-
-    @property
-    def conditional(self) -> bool:
-        """Whether it codes gists given the search codes beside them."""
-        return self._conditional
 
     @property
     def abridged(self) -> str | None:
@@ -604,7 +600,7 @@ class Codec:
         for block, start, patches in zip(lanes.block, lanes.start, lanes.patches, strict=True):
             side, at = parts[block], int(start) // self._patch
             assert side is not None
-            cut.append(Side(side.vectors, side.of[:, at : at + int(patches)]))
+            cut.append(side.patches(at, at + int(patches)))
         return joined(cut)
 
     # -- encoding
@@ -630,7 +626,7 @@ class Codec:
         lanes = self._lay_out(tokens, foreign)
         table = _token_table(tokens, lanes, self._patch)
         thrifty = GIST in layers and EXACT not in layers and self._price is not None
-        if SEARCH in layers and GIST in layers and self._conditional:
+        if SEARCH in layers and GIST in layers and self.conditional:
             codes = self._codes(len(blocks), lanes, self._pool(lanes, table, self._in_context(layers)))
         if GIST in layers and abridger is None and not thrifty:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table, codes)
@@ -947,8 +943,7 @@ class _Opened:
         if not self._known:
             return None
         slots, vectors = self._known[0]
-        mine = vectors[slots == slot]
-        return Side(mine, code_of_patches(patches, len(mine))[None])
+        return of_part(vectors[slots == slot], patches)
 
 
 def _vectors_beside(block: Block, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colazip.memory import ORDERS, BlockMemory
-from colazip.side import Side
 
 if TYPE_CHECKING:
     from colazip.pretrained import Model
+    from colazip.side import Side
 
 CANDIDATES = 16  # fillings of a gap that are drawn side by side
 HEARD = 8  # known tokens behind a gap that choose among them
@@ -90,8 +90,7 @@ class _Writer:
         self._likelihood = np.zeros(candidates)  # log2, of the tokens heard
         self._waits = False
         self.heard = 0
-        alike = None if side is None else Side(side.vectors, np.repeat(side.of, candidates, 0))
-        self._net.start(candidates, detail, alike)
+        self._net.start(candidates, detail, None if side is None else side.subset([0] * candidates))
 
     @property
     def gist(self) -> np.ndarray:

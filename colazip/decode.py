@@ -72,9 +72,9 @@ def decode_exact(
     each block. batch: lanes that pass the decoder together. side: as `decode_gist` takes it."""
     decoder = StreamDecoder(streams)
     tokens = gist.copy()
-    for lo, hi, where in _open(net, lanes, gist, detail, batch):
+    for lo, hi, where, given in _open(net, lanes, gist, detail, batch, side):
         here = gist[lo:hi, : where.shape[1]]
-        table = net.rare_table(here, lanes.count[lo:hi], where, detail, _of_lanes(side, lo, hi, lanes))
+        table = net.rare_table(here, lanes.count[lo:hi], where, detail, given)
         rows, columns = np.nonzero(where)
         order = np.argsort(lanes.block[lo:hi][rows], kind="stable")
         slots = np.empty(len(rows), np.int64)
@@ -95,27 +95,24 @@ def read_tokens(
     """The likeliest tokens behind the gist of every lane, int64 [T] each. side: what it was coded given, if
     anything."""
     tokens = gist.copy()
-    for lo, hi, where in _open(net, lanes, gist, detail, batch):
+    for lo, hi, where, given in _open(net, lanes, gist, detail, batch, side):
         here = gist[lo:hi, : where.shape[1]]
         rows, columns = np.nonzero(where)
-        slots = net.rare_best(here, lanes.count[lo:hi], where, detail, _of_lanes(side, lo, hi, lanes))
+        slots = net.rare_best(here, lanes.count[lo:hi], where, detail, given)
         tokens[lo + rows, columns] = net.rarer(here[rows, columns], slots)
     return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
 
 
-def _of_lanes(side: Side | None, lo: int, hi: int, lanes: Lanes) -> Side | None:
-    """That of lanes lo to hi."""
-    return None if side is None else side.lanes(lo, hi, int(lanes.patches[lo]))
-
-
 def _open(
-    net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(first lane, end, which of their tokens are open, bool [B, P * K]) of batches that have any."""
+    net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int, side: Side | None
+) -> Iterator[tuple[int, int, np.ndarray, Side | None]]:
+    """(first lane, end, which of their tokens are open, bool [B, P * K], what they were coded given) of
+    batches that have any."""
     patch = gist.shape[1] // max(1, int(lanes.patches.max(initial=0)))
     real = np.arange(gist.shape[1])[None] < lanes.count[:, None]
     where = net.is_open(gist, detail) & real
     for lo in range(0, len(lanes), batch):
-        hi, width = min(lo + batch, len(lanes)), int(lanes.patches[lo]) * patch
+        hi, patches = min(lo + batch, len(lanes)), int(lanes.patches[lo])
         if where[lo:hi].any():
-            yield lo, hi, where[lo:hi, :width]
+            given = None if side is None else side.lanes(lo, hi, patches)
+            yield lo, hi, where[lo:hi, : patches * patch], given

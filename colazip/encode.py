@@ -90,11 +90,11 @@ class LaneEncoder:
         real = real_tokens(counts, x)
         valid, is_token = real[..., 0], real.flatten(1)
         gist = readout.named(x, detail)
-        told = of = about = which = None
+        told = about = class_lift = slot_lift = None
         if side is not None:
-            told = vae.tell(torch.from_numpy(side.vectors).to(self._device))
-            of = torch.from_numpy(side.of).to(self._device)
-            about, which = told.coder[of], of[..., None].expand_as(x)[real]
+            vectors, of = (torch.from_numpy(a).to(self._device) for a in (side.vectors, side.of))
+            told = vae.tell(vectors, of)
+            about = told.to_coder()
         slots = vae.coder.patches(vae.embed_patches(gist), valid, detail, about)[real]
         flat = gist.flatten(1)
         history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
@@ -102,11 +102,8 @@ class LaneEncoder:
         weighed = vae.coder.weigh(states, guess, kind)
         named = flat[is_token]
         classes = readout.class_of[named]
-        class_lift = slot_lift = None
-        if told is not None and which is not None:
-            gates = vae.gates(states)
-            class_lift = vae.lift_classes(gates, told, which)
-            slot_lift = vae.lift_slots(gates, told, which, classes)
+        if told is not None:
+            class_lift, slot_lift = vae.lifts(states, told, told.of_tokens(x)[real], classes)
         class_pairs = _pairs(readout.class_logits(states, weighed, class_lift), classes)
         said = readout.has_slots(classes, detail)
         slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)[said]
@@ -114,7 +111,7 @@ class LaneEncoder:
         exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
         if exact:
             where = readout.is_open(gist, detail) & real
-            rare = vae.rare_logits(gist, real, where, detail, told, of)
+            rare = vae.rare_logits(gist, real, where, detail, told)
             exact_pairs = _pairs(rare, readout.slot_of[x[where]])
             open_of_lane = where.flatten(1).sum(1).cpu().numpy()
         return [

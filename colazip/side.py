@@ -23,6 +23,10 @@ class Side:
         used, of = np.unique(self.of[lo:hi, :patches], return_inverse=True)
         return Side(self.vectors[used], of.reshape(hi - lo, patches))
 
+    def patches(self, lo: int, hi: int) -> Side:
+        """Of patches lo to hi of every lane."""
+        return Side(self.vectors, self.of[:, lo:hi])
+
     def subset(self, lanes: Sequence[int]) -> Side:
         """Of some of the lanes."""
         return Side(self.vectors, self.of[np.array(lanes, np.int64)])
@@ -42,6 +46,11 @@ def joined(sides: Sequence[Side]) -> Side:
 def code_of_patches(patches: int, codes: int) -> np.ndarray:
     """Which of its codes each patch of a part has, in equal shares: int64 [P]."""
     return np.arange(patches) * codes // max(1, patches)
+
+
+def of_part(vectors: np.ndarray, patches: int) -> Side:
+    """Of a part of so many patches, in one lane. vectors: float32 [n, D], what its codes stand for."""
+    return Side(vectors, code_of_patches(patches, len(vectors))[None])
 
 
 def beside(lanes: Lanes, found: Sequence[tuple[np.ndarray, np.ndarray]], patch: int) -> Side:

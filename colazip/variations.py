@@ -376,12 +376,9 @@ def _changed(codec: Codec, parts: Parts, change: Callable[[list[Gist]], list[np.
 
 def _pieces(codec: Codec, gist: Gist) -> list[Gist]:
     """A gist cut into those of what the networks see at a time."""
-    length = codec.model.config.segment
-    side = gist.side
+    length, side = codec.model.config.segment, gist.side
     return [
-        replace(
-            gist, tokens=tokens, side=side and Side(side.vectors, side.of[:, i * length : (i + 1) * length])
-        )
+        replace(gist, tokens=tokens, side=side and side.patches(i * length, (i + 1) * length))
         for i, tokens in enumerate(_segments(codec, gist.tokens))
     ]
 

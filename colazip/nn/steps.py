@@ -90,13 +90,10 @@ class TorchNetworks:
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self._vae.coder.stack.caches(lanes), detail
-        self._told, self._of = self._tell(side)
+        self._told = self._tell(side)
 
-    def _tell(self, side: Side | None) -> tuple[Told | None, Tensor | None]:
-        """What vectors say, and which of them each patch of a lane has, int64 [L, P]."""
-        if side is None:
-            return None, None
-        return self._vae.tell(self._tensor(side.vectors)), self._tensor(side.of)
+    def _tell(self, side: Side | None) -> Told | None:
+        return None if side is None else self._vae.tell(self._tensor(side.vectors), self._tensor(side.of))
 
     def context(self, position: int, previous: np.ndarray) -> None:
         if position:
@@ -105,8 +102,8 @@ class TorchNetworks:
             width = self._config.patch * self._config.embedding
             before = torch.zeros(len(previous), width, device=self._device)
         about = None
-        if self._told is not None and self._of is not None:
-            self._which = self._of[: len(previous), position]
+        if self._told is not None:
+            self._which = self._told.of[: len(previous), position]
             about = self._told.coder[self._which]
         self._slots = self._vae.coder.step(before, position, self._detail, self._caches, about)
 
@@ -169,8 +166,7 @@ class TorchNetworks:
         shape = len(tokens), -1, self._config.patch
         patches = self._tensor(tokens).view(shape)
         real = self._real(patches.shape[1], counts)
-        told, of = self._tell(side)
-        return self._vae.rare_logits(patches, real, self._tensor(where).view(shape), detail, told, of)
+        return self._vae.rare_logits(patches, real, self._tensor(where).view(shape), detail, self._tell(side))
 
 
 def table(logits: Tensor) -> np.ndarray:

@@ -153,11 +153,25 @@ class Guess(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What C search vectors say. alike: of tokens; coder, decoder: float32 [C, W], to their transformers."""
+    """What C search vectors say, and of: int64 [B, P], which of them each patch has. alike: of tokens; coder,
+    decoder: float32 [C, W], to their transformers."""
 
     alike: Alike
     coder: Tensor
     decoder: Tensor
+    of: Tensor
+
+    def to_coder(self) -> Tensor:
+        """For each patch, [B, P, W]."""
+        return self.coder[self.of]
+
+    def to_decoder(self) -> Tensor:
+        """For each patch, [B, P, W]."""
+        return self.decoder[self.of]
+
+    def of_tokens(self, tokens: Tensor) -> Tensor:
+        """Which vector each of the tokens [B, P, K] has: int64 [B, P, K]."""
+        return self.of[..., None].expand_as(tokens)
 
 
 class TokenReadout(nn.Module):
@@ -279,28 +293,25 @@ class TextVAE(nn.Module):
         where: Tensor,
         detail: int,
         told: Told | None = None,
-        of: Tensor | None = None,
     ) -> Tensor:
         """Slots of the open tokens of a gist: int64 [B, P, K], where bool [B, P, K] -> [N, slots].
 
-        told: what search codes say, if the gist was coded given them, and of: which of them each patch has,
-        int64 [B, P].
+        told: what search codes say, if the gist was coded given them.
         """
         embedded = self.embed_gist(tokens, real)
-        about = None if told is None else told.decoder[of]
+        about = None if told is None else told.to_decoder()
         features = self.decoder(embedded, real[..., 0], detail, about)
         states = self.decoder.read(features, embedded, where)
         classes = self.readout.class_of[tokens[where]]
         lift = None
-        if told is not None and of is not None:
-            which = of[..., None].expand_as(where)[where]
-            lift = self.lift_rare(states, told, which, classes)
+        if told is not None:
+            lift = self.lift_rare(states, told, told.of_tokens(where)[where], classes)
         return self.readout.rare_logits(states, classes, detail, lift)
 
-    def tell(self, vectors: Tensor) -> Told:
-        """What search vectors float32 [C, D] say to the networks."""
+    def tell(self, vectors: Tensor, of: Tensor) -> Told:
+        """What search vectors float32 [C, D] say to the networks. of: int64 [B, P], which each patch has."""
         assert self.likeness is not None and self.coder.about is not None and self.decoder.about is not None
-        return Told(self.likeness(vectors), self.coder.about(vectors), self.decoder.about(vectors))
+        return Told(self.likeness(vectors), self.coder.about(vectors), self.decoder.about(vectors), of)
 
     def gates(self, states: Tensor) -> Tensor:
         """How much of what a search code says of classes and slots counts: the coder's states [N, L] -> [N,
@@ -318,6 +329,11 @@ class TextVAE(nn.Module):
         """The same for the slots of classes int64 [N]: [N, slots]."""
         assert self.likeness is not None
         return gates[:, 1:] * self.likeness.slots(told.alike, which, classes)
+
+    def lifts(self, states: Tensor, told: Told, which: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, where the classes int64 [N] are known: [N, classes] and [N, slots]."""
+        gates = self.gates(states)
+        return self.lift_classes(gates, told, which), self.lift_slots(gates, told, which, classes)
 
     def lift_rare(self, states: Tensor, told: Told, which: Tensor, classes: Tensor) -> Tensor:
         """The same for what a gist can't say, given the decoder's states [N, L]: [N, slots]."""

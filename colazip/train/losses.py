@@ -60,8 +60,8 @@ def compute(
     gist = readout.named(tokens, detail)
     embedded = model.embed(gist.view_as(patches))
 
-    told = None if about is None else model.tell(about.vectors)
-    leaning = None if told is None or about is None else told.coder[about.of]
+    told = None if about is None else model.tell(about.vectors, about.of)
+    leaning = None if told is None else told.to_coder()
     slots = model.coder.patches(embedded.flatten(-2), valid, detail, leaning, fast=fast).flatten(0, 2)[at]
     guess, kind = readout.named(guesses[0].flatten()[at], detail), guesses[1].flatten()[at]
     history = token_history(gist).flatten(0, 1)[at]
@@ -70,17 +70,15 @@ def compute(
     targets, named = tokens.flatten()[at], gist.flatten()[at]
     classes = readout.class_of[targets]
     which = lift = slot_lift = None
-    if told is not None and about is not None:
-        which = about.of[..., None].expand_as(patches).flatten()[at]
-        gates = model.gates(states)
-        lift = model.lift_classes(gates, told, which)
-        slot_lift = model.lift_slots(gates, told, which, classes)
+    if told is not None:
+        which = told.of_tokens(patches).flatten()[at]
+        lift, slot_lift = model.lifts(states, told, which, classes)
     class_bits = _bits(readout.class_logits(states, weighed, lift), classes)
     slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)
     slot_bits = _bits(slot_logits, readout.slot_of[named])
 
     embedded = embedded * real[..., None]
-    leaning = None if told is None or about is None else told.decoder[about.of]
+    leaning = None if told is None else told.to_decoder()
     features = model.decoder(embedded, valid, detail, leaning, fast=fast)
     is_open = readout.is_open(named, detail).nonzero()[:, 0]
     where = torch.zeros_like(real).flatten()
