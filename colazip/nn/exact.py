@@ -10,6 +10,7 @@ Training runs the same forward pass; gradients go straight through the rounding,
 
 from __future__ import annotations
 
+import os
 import time
 from functools import lru_cache
 from typing import Any
@@ -110,6 +111,18 @@ def _inverse_rms(q: Tensor) -> Tensor:
     return torch.sqrt(_divide(squares, q.shape[-1]).double()).float().reciprocal()
 
 
+@lru_cache(maxsize=8)
+def training_kernels(device: torch.device) -> Any:
+    """The module of fused kernels that training uses on a device, or None."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    try:
+        from colazip.nn import fused
+    except ImportError:
+        return None
+    return fused
+
+
 def _fast(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16)
 
@@ -179,12 +192,23 @@ class ExactLinear(Quantized):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is not None:
+            if (kernels := training_kernels(x.device)) is not None:
+                y = kernels.FusedLinear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.norm)
+                return y.view(*x.shape[:-1], len(self.weight))
             return _Linear.apply(x, self.weight, self.norm)
         rows = x.reshape(-1, x.shape[-1])
         q, scale = quantize_rows(rows)
         factor = _inverse_rms(q) if self.norm else scale
         y = integer_matmul(q.to(torch.int8), self.q) * factor * self.scale.t()
         return y.reshape(*x.shape[:-1], self.q.shape[0])
+
+
+def exact_mlp(x: Tensor, up: ExactLinear, down: ExactLinear) -> Tensor:
+    """down(relu(up(x)) ** 2): [..., K] -> [..., M]."""
+    if up.weight is not None and (kernels := training_kernels(x.device)) is not None:
+        y = kernels.FusedMLP.apply(x.reshape(-1, x.shape[-1]), up.weight, down.trainable)
+        return y.view(*x.shape[:-1], -1)
+    return down(torch.relu(up(x)).square())
 
 
 class _RoundRows(torch.autograd.Function):
@@ -206,6 +230,8 @@ class ExactEmbedding(Quantized):
 
     def forward(self, index: Tensor) -> Tensor:
         if self.weight is not None:
+            if (kernels := training_kernels(index.device)) is not None:  # few rows beside the indices
+                return torch.nn.functional.embedding(index, kernels.FusedRounding.apply(self.weight))
             return _RoundRows.apply(torch.nn.functional.embedding(index, self.weight))
         return self.q[index].float() * self.scale[index]
 

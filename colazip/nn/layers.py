@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from colazip.nn.exact import ExactLinear, integer_softmax, quantize_rows
+from colazip.nn.exact import ExactLinear, exact_mlp, integer_softmax, quantize_rows, training_kernels
 from colazip.nn.grid import ATTENTION_KEYS, VALUE_STEPS, alibi_slopes
 from colazip.nn.shapes import hidden_width
 
@@ -59,8 +59,12 @@ class ExactBlock(nn.Module):
         self.register_buffer("slopes", torch.from_numpy(alibi_slopes(heads)), persistent=False)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, P, D] -> queries, keys, values as integers in float32 [B, H, P, W]."""
+        """[B, P, D] -> queries, keys, values as integers [B, H, P, W], in float32, or in bfloat16 where a GPU
+        trains."""
         batch, length, width = x.shape
+        if self.qkv.weight is not None and (kernels := training_kernels(x.device)) is not None:
+            q, k, v = kernels.FusedProjection.apply(self.qkv(x), self.heads)
+            return q, k, v
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         return _round_rows(q), _round_rows(k), _round_values(v)
@@ -73,7 +77,7 @@ class ExactBlock(nn.Module):
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.out(mixed)
-        return x + self.down(torch.relu(self.up(x)).square())
+        return x + exact_mlp(x, self.up, self.down)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """bias: training only, from `training_bias`. valid: bool [B, P], keys that exist (causal blocks need
@@ -89,6 +93,7 @@ class ExactBlock(nn.Module):
                 scaled.to(half), k.to(half), v.to(half), attn_mask=bias, scale=1.0
             ).float() * (1.0 / VALUE_STEPS)
         else:
+            q, k, v = q.float(), k.float(), v.float()
             at = torch.arange(x.shape[1], device=x.device)
             distance = (at[:, None] - at[None, :]).abs().float()
             scores = self._scores(q, k, distance)

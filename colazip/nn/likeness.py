@@ -21,13 +21,13 @@ _SHARPNESS = 10.0  # log2 units of a token whose row is the vector itself, where
 
 class Alike(NamedTuple):
     """What C vectors say of tokens, log2 units. q: int8 [C, D], scale: float32 [C, 1], the vectors; classes:
-    float32 [C, classes], how like a class's likeliest token is; slots: float32 [C, classes, slots], how like
-    each token is, where vectors are few enough to look that up."""
+    float32 [C, classes], how like a class's likeliest token is; products: float32 [C, classes, slots], with
+    the row of each token, where vectors are few enough to look that up."""
 
     q: Tensor
     scale: Tensor
     classes: Tensor
-    slots: Tensor | None
+    products: Tensor | None
 
 
 class Likeness(nn.Module):
@@ -64,21 +64,22 @@ class Likeness(nn.Module):
         q, scale = quantize_rows(vectors)
         q = q.to(torch.int8)
         flat = self.rows.flatten(0, 1)
-        looked_up = len(q) <= LOOKED_UP and not self.scale.requires_grad
-        classes, slots = [], []
+        looked_up = len(q) <= LOOKED_UP
+        classes, products = [], []
         for lo in range(0, len(q), _VECTORS):
             with torch.no_grad():
                 raw = integer_matmul(q[lo : lo + _VECTORS], flat) * scale[lo : lo + _VECTORS]
-            like = raw.view(-1, *self.scale.shape) * self.scale
-            classes.append((like + self.shift).amax(-1))
+            raw = raw.view(-1, *self.scale.shape)
+            classes.append((raw * self.scale + self.shift).amax(-1))
             if looked_up:
-                slots.append(like)
-        return Alike(q, scale, torch.cat(classes), torch.cat(slots) if looked_up else None)
+                products.append(raw)
+        return Alike(q, scale, torch.cat(classes), torch.cat(products) if looked_up else None)
 
     def slots(self, alike: Alike, which: Tensor, classes: Tensor) -> Tensor:
         """How like the tokens of a class are: vector int64 [N], class int64 [N] -> [N, slots]."""
-        if alike.slots is not None:
-            return alike.slots[which, classes]
-        with torch.no_grad():
-            raw = grouped_product(alike.q[which], self.rows, alike.scale[which], classes)
+        if alike.products is not None:
+            raw = alike.products[which, classes]
+        else:
+            with torch.no_grad():
+                raw = grouped_product(alike.q[which], self.rows, alike.scale[which], classes)
         return raw * nn.functional.embedding(classes, self.scale)

@@ -8,14 +8,14 @@ named, so that its class is known and the rest is left to the exact layer.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from colazip.config import ModelConfig, StackConfig
 from colazip.memory import KINDS
-from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout
+from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout, exact_mlp
 from colazip.nn.grid import CLOSED, ngram_rows
 from colazip.nn.layers import ExactStack, StepCache
 from colazip.nn.likeness import Alike, Likeness
@@ -53,17 +53,18 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Embedded gist [B, P, K, E], zeros where there is no token; valid bool [B, P] -> features
         [B, P, W]. about: what a search code says of each patch, [B, P, W]."""
-        level = self.details(torch.tensor(detail, device=embedded.device))
+        # Filled on the device: a number copied there can't be part of a captured graph.
+        level = self.details(torch.full((), detail, dtype=torch.long, device=embedded.device))
         x = self.enter(embedded.flatten(-2)) + level
         return self.stack(x if about is None else x + about, valid, fast=fast)
 
-    def read(self, features: Tensor, embedded: Tensor, where: Tensor) -> Tensor:
-        """Token states [N, L] at the tokens of `where`, bool [B, P, K], from what `forward` took and gave."""
-        slots = self.slots(features).unflatten(-1, (self.patch, self.local))
+    def read(self, features: Tensor, embedded: Tensor, at: Tensor) -> Tensor:
+        """Token states [N, L] at tokens int64 [N] of the B * P * K, from what `forward` took and gave."""
+        slots = self.slots(features).unflatten(-1, (self.patch, self.local)).flatten(0, 2)
         flat = nn.functional.pad(embedded.flatten(1, 2), (0, 0, 1, 1))
-        around = torch.cat([flat[:, :-2], flat[:, 1:-1], flat[:, 2:]], -1).view(*where.shape, -1)
-        h = slots[where] + self.near(around[where])
-        return h + self.down(torch.relu(self.up(h)).square())
+        around = torch.cat([flat[:, :-2], flat[:, 1:-1], flat[:, 2:]], -1).flatten(0, 1)
+        h = slots.index_select(0, at) + self.near(around.index_select(0, at))
+        return h + exact_mlp(h, self.up, self.down)
 
 
 class Coder(nn.Module):
@@ -92,7 +93,7 @@ class Coder(nn.Module):
         self.heed = ExactLinear(local, 2, norm=True, zero=True) if config.conditional else None
 
     def _detail(self, detail: int, device: torch.device) -> Tensor:
-        level: Tensor = self.details(torch.tensor(detail, device=device))
+        level: Tensor = self.details(torch.full((), detail, dtype=torch.long, device=device))
         return level
 
     def patches(
@@ -119,15 +120,22 @@ class Coder(nn.Module):
         return self.slots(self.stack.step(x, position, caches)).unflatten(-1, (self.patch, self.local))
 
     def tokens(
-        self, patch_slots: Tensor, history: Tensor, guess: Tensor, kind: Tensor, embed: ExactEmbedding
+        self,
+        patch_slots: Tensor,
+        history: Tensor,
+        guess: Tensor,
+        kind: Tensor,
+        embed: ExactEmbedding,
+        before: Tensor | None = None,
     ) -> Tensor:
         """patch_slots [N, L], tokens before (latest first) int64 [N, 3], the block memory's guess int64 [N]
-        and its kind int64 [N] -> token states [N, L]."""
+        and its kind int64 [N] -> token states [N, L]. before: the embedded history [N, 3 * E], where it is
+        known already."""
         bigram, trigram = ngram_rows(history, self.rows)
         guessed = embed(guess) * (kind > 0)[..., None]
         recent = torch.cat(
             [
-                embed(history).flatten(-2),
+                embed(history).flatten(-2) if before is None else before,
                 self.bigrams(bigram),
                 self.trigrams(trigram),
                 guessed,
@@ -137,7 +145,7 @@ class Coder(nn.Module):
         )
         h = patch_slots + self.recent(recent)
         for up, down in zip(self.ups, self.downs, strict=True):
-            h = h + down(torch.relu(up(h)).square())
+            h = h + exact_mlp(h, cast("ExactLinear", up), cast("ExactLinear", down))
         return h
 
     def weigh(self, states: Tensor, guess: Tensor, kind: Tensor) -> Guess:
@@ -163,11 +171,11 @@ class Told(NamedTuple):
 
     def to_coder(self) -> Tensor:
         """For each patch, [B, P, W]."""
-        return self.coder[self.of]
+        return nn.functional.embedding(self.of, self.coder)
 
     def to_decoder(self) -> Tensor:
         """For each patch, [B, P, W]."""
-        return self.decoder[self.of]
+        return nn.functional.embedding(self.of, self.decoder)
 
     def of_tokens(self, tokens: Tensor) -> Tensor:
         """Which vector each of the tokens [B, P, K] has: int64 [B, P, K]."""
@@ -301,7 +309,7 @@ class TextVAE(nn.Module):
         embedded = self.embed_gist(tokens, real)
         about = None if told is None else told.to_decoder()
         features = self.decoder(embedded, real[..., 0], detail, about)
-        states = self.decoder.read(features, embedded, where)
+        states = self.decoder.read(features, embedded, where.flatten().nonzero()[:, 0])
         classes = self.readout.class_of[tokens[where]]
         lift = None
         if told is not None:
@@ -346,6 +354,14 @@ def token_history(tokens: Tensor) -> Tensor:
     padded = nn.functional.pad(tokens, (3, 0))
     length = tokens.shape[1]
     return torch.stack([padded[:, 3 - j : 3 - j + length] for j in (1, 2, 3)], -1)
+
+
+def embedded_history(embedded: Tensor, start: Tensor) -> Tensor:
+    """What `token_history` gives, embedded, of tokens that are: [B, T, E] -> [B, T, 3 * E]. start: [E], the
+    token that stands before a text."""
+    length = embedded.shape[1]
+    padded = torch.cat([start.expand(len(embedded), 3, -1), embedded], 1)
+    return torch.cat([padded[:, 3 - j : 3 - j + length] for j in (1, 2, 3)], -1)
 
 
 def real_tokens(counts: Tensor, tokens: Tensor) -> Tensor:

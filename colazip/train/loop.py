@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,22 @@ class Schedule:
         return (self.seed << 40) + index
 
 
+class Steps(Protocol):
+    """How steps are taken, where not from micro-batches one after the other."""
+
+    def take(self, step: int, factor: float) -> dict[str, float]:
+        """Step number `step` at `factor` times the peak rates; returns sums as a Part has them."""
+        ...
+
+    def state(self) -> list[Any]:
+        """What a resumed run needs beside the module."""
+        ...
+
+    def load(self, state: Sequence[Any]) -> None:
+        """Go on from what `state` gave; before the first step."""
+        ...
+
+
 class Loop:
     """One run under way: `folder/checkpoint.pt` and `folder/metrics.jsonl`, which the first process writes.
 
@@ -62,7 +78,7 @@ class Loop:
     def __init__(
         self,
         module: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
+        optimizers: Sequence[torch.optim.Optimizer] | Steps,
         schedule: Schedule,
         *,
         folder: Path,
@@ -70,21 +86,29 @@ class Loop:
         resume: bool,
         about: Mapping[str, Any],
     ) -> None:
-        """about: what the first line of the metrics says beside the schedule."""
+        """optimizers: of the steps that `run` takes, or what takes them. about: what the first line of the
+        metrics says beside the schedule."""
         self.module, self.schedule, self.folder, self.place = module, schedule, folder, place
         self.step = 0
-        self._descent = Descent(module, optimizers)
+        self._steps = None if isinstance(optimizers, Sequence) else optimizers
+        self._descent = Descent(module, optimizers) if isinstance(optimizers, Sequence) else None
         self._own = share_of(schedule.micro_batches, place)
         self._checkpoint = folder / "checkpoint.pt"
         if resume:
             state = load_checkpoint(self._checkpoint, place.device)
             with fitting(self._checkpoint):
                 module.load_state_dict(state["model"])
-                self._descent.load(state["optimizers"])
+                self._kept.load(state["optimizers"])
                 self.step = state["step"]
         self._metrics = Metrics(folder / "metrics.jsonl", step=self.step) if place.first else None
         if not resume:
             self._write({**about, "schedule": asdict(schedule), "processes": place.world})
+
+    @property
+    def _kept(self) -> Descent | Steps:
+        kept = self._descent or self._steps
+        assert kept is not None
+        return kept
 
     def stream(self, store: TokenStore, segments: np.ndarray, *, patch: int, patches: int) -> Iterator[Batch]:
         """This process's micro-batches of about `patches` patches each, from where the run stands."""
@@ -102,16 +126,16 @@ class Loop:
 
     def run(
         self,
-        part: Callable[[int], Part],
+        part: Callable[[int], Part] | None,
         figures: Callable[[dict[str, float], float], dict[str, float]],
         evaluate: Callable[[], dict[str, float]],
     ) -> dict[str, float]:
         """Take the steps that are left; returns the validation figures at the end: none in a run that
         was finished already, nor in other processes than the first.
 
-        part: computes the micro-batch of that number. figures: of the sums over a window of steps and the
-        seconds it took, what is logged. evaluate: validation figures; the first process calls it. Raises
-        ColazipError, with the batch saved, when the loss stops being finite.
+        part: computes the micro-batch of that number; None where `Steps` take them. figures: of the sums over
+        a window of steps and the seconds it took, what is logged. evaluate: validation figures; the first
+        process calls it. Raises ColazipError, with the batch saved, when the loss stops being finite.
         """
         schedule = self.schedule
         window: dict[str, float] = {}
@@ -122,7 +146,7 @@ class Loop:
             factor = learning_rate(
                 self.step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from
             )
-            sums = self._take(part, factor)
+            sums = self._take(part, factor) if part else self._taken(factor)
             seconds += time.monotonic() - started
             self.step += 1
             window = {name: window.get(name, 0.0) + value for name, value in sums.items()}
@@ -136,8 +160,13 @@ class Loop:
                 self._save()
         return found
 
+    def _taken(self, factor: float) -> dict[str, float]:
+        assert self._steps is not None
+        return self._steps.take(self.step, factor)
+
     def _take(self, part: Callable[[int], Part], factor: float) -> dict[str, float]:
         """One step at `factor` times the peak rates; returns the sums over all processes."""
+        assert self._descent is not None
         place, found = self.place, []
         for i in range(self._own):
             sums, batch = part(self.step * self.schedule.micro_batches + i * place.world + place.rank)
@@ -164,7 +193,7 @@ class Loop:
 
     def _save(self) -> None:
         if self.place.first:
-            state = {"model": self.module.state_dict(), "optimizers": self._descent.state()}
+            state = {"model": self.module.state_dict(), "optimizers": self._kept.state()}
             save_atomic({**state, "step": self.step}, self._checkpoint)
         wait(self.place)
 

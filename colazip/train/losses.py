@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -81,9 +80,7 @@ def compute(
     leaning = None if told is None else told.to_decoder()
     features = model.decoder(embedded, valid, detail, leaning, fast=fast)
     is_open = readout.is_open(named, detail).nonzero()[:, 0]
-    where = torch.zeros_like(real).flatten()
-    where[at[is_open]] = True
-    read = model.decoder.read(features, embedded, where.view_as(real))
+    read = model.decoder.read(features, embedded, at[is_open])
     targets = targets[is_open]
     rare_lift = None
     if told is not None and which is not None:

@@ -31,15 +31,22 @@ class Teller:
         """Integers of the tokens' rows, int8 [V, D]."""
         return torch.from_numpy(unpack_nibbles(self._packed[: self._vocabulary]))
 
+    def vectors(self, tokens: np.ndarray) -> np.ndarray:
+        """Of the passages of a text: int64 [T] -> unit vectors, float32 [C, D]."""
+        patches = self._sums.patches(tokens, self._patch)
+        codes = count_passages(len(patches), self._patch, PASSAGE_TOKENS)
+        return unit(np.stack([patches[lo:hi].sum(0) for lo, hi in windows(len(patches), self._patch, codes)]))
+
     def about(self, batch: Batch, size: int, device: torch.device) -> About:
         """Codes of `size` bytes of each segment of a batch, taken as a text of its own."""
-        sums: list[np.ndarray] = []
+        found: list[np.ndarray] = []
         of = np.zeros((len(batch.counts), batch.tokens.shape[1] // self._patch), np.int64)
+        first = 0
         for row, (tokens, count) in enumerate(zip(batch.tokens, batch.counts.tolist(), strict=True)):
-            patches = self._sums.patches(tokens[:count], self._patch)
-            codes = count_passages(len(patches), self._patch, PASSAGE_TOKENS)
-            of[row, : len(patches)] = len(sums) + code_of_patches(len(patches), codes)
-            sums += [patches[lo:hi].sum(0) for lo, hi in windows(len(patches), self._patch, codes)]
+            found.append(self.vectors(tokens[:count]))
+            patches, codes = -(-count // self._patch), len(found[-1])
+            of[row, :patches] = first + code_of_patches(patches, codes)
+            first += codes
         codebook = self.codebooks[size]
-        vectors = read_codes(assign_codes(unit(np.stack(sums)), codebook), codebook)
+        vectors = read_codes(assign_codes(np.concatenate(found), codebook), codebook)
         return About(torch.from_numpy(vectors).to(device), torch.from_numpy(of).to(device))

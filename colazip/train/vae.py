@@ -12,11 +12,13 @@ from torch import nn
 
 from colazip.config import ModelConfig
 from colazip.nn.vae import TextVAE
+from colazip.train.captured import CapturedSteps
 from colazip.train.data import TokenStore, Vocabulary, gather
 from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
 from colazip.train.losses import compute
 from colazip.train.optimize import fitting, guesses, load_checkpoint, muon, to_tensors
+from colazip.train.resident import BYTES_A_TOKEN, Resident, Segments
 from colazip.train.side import Teller
 
 
@@ -55,12 +57,18 @@ def _choose(shares: Sequence[float], rng: np.random.Generator) -> int:
     return min(int(np.searchsorted(np.cumsum(shares), rng.random() * sum(shares), "right")), len(shares) - 1)
 
 
-def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the transformers, AdamW for everything else."""
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside the transformers, and everything else."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (inner if parameter.ndim == 2 and ".stack." in name else outer).append(parameter)
+    return inner, outer
+
+
+def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers, AdamW for everything else."""
+    inner, outer = split_parameters(model)
     return [
         muon(inner, schedule.muon_lr, schedule.weight_decay),
         torch.optim.AdamW(outer, lr=schedule.lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -128,6 +136,29 @@ def _evaluate(
     return figures
 
 
+def _has_room(device: torch.device, tokens: int) -> bool:
+    """Whether a GPU can hold that text beside what training needs."""
+    if device.type != "cuda":
+        return False
+    return tokens * BYTES_A_TOKEN < torch.cuda.get_device_properties(device).total_memory // 4
+
+
+def _captured(
+    model: TextVAE,
+    schedule: VAESchedule,
+    train: TokenStore,
+    teller: Teller | None,
+    folder: Path,
+    device: torch.device,
+) -> CapturedSteps:
+    segments = Segments.cut(train, model.config, teller, device, folder / "codes.npz")
+    books = {} if teller is None else teller.codebooks
+    data = Resident(train, segments, model.config, books, device)
+    matrices, others = split_parameters(model)
+    others = [parameter for parameter in others if parameter.requires_grad]
+    return CapturedSteps(model, matrices, others, schedule, data, tuple(books), folder)
+
+
 def train_vae(
     config: ModelConfig,
     schedule: VAESchedule,
@@ -141,12 +172,14 @@ def train_vae(
     resume: bool,
     initial: Path | None = None,
     teller: Teller | None = None,
+    resident: bool | None = None,
 ) -> TextVAE:
     """Train, or go on from `folder/checkpoint.pt`; all processes of `place` call it.
 
     lengths: bytes of each token, int64 [V]. initial: checkpoint of another run, whose tensors are the
     starting point wherever their shapes fit. teller: makes the search codes that a conditional model is
-    given. Raises ColazipError when the loss stops being finite.
+    given. resident: whether the text goes to the device and steps are captured; None: where one GPU has room.
+    Raises ColazipError when the loss stops being finite.
     """
     torch.manual_seed(schedule.seed)  # the same weights in every process
     device = place.device
@@ -166,9 +199,12 @@ def train_vae(
         with fitting(initial):
             _start_from(model, state["model"])
     model.to(device).train()
+    if resident is None:
+        resident = place.world == 1 and _has_room(device, len(train.tokens))
+    captured = _captured(model, schedule, train, teller, folder, device) if resident else None
     loop = Loop(
         model,
-        optimizers(model, schedule),
+        captured or optimizers(model, schedule),
         schedule,
         folder=folder,
         place=place,
@@ -198,5 +234,9 @@ def train_vae(
             "tokens_a_second": tokens / seconds,
         }
 
-    loop.run(part, figures, lambda: evaluate(model, validation, lengths, sample, device, teller))
+    loop.run(
+        None if resident else part,
+        figures,
+        lambda: evaluate(model, validation, lengths, sample, device, teller),
+    )
     return model

@@ -152,12 +152,14 @@ def test_a_token_s_neighbours_are_those_beside_it(tiny_vae: TextVAE, tiny_config
     real = torch.ones_like(tokens, dtype=torch.bool)
     embedded = tiny_vae.embed_gist(tokens, real)
     features = tiny_vae.decoder(embedded, real[..., 0], 0)
-    before = tiny_vae.decoder.read(features, embedded, real)
+    every = torch.arange(tokens.numel())
+    before = tiny_vae.decoder.read(features, embedded, every).view(*tokens.shape, -1)
     last = tokens.numel() - 1
     for at in (0, 1, tiny_config.patch - 1, tiny_config.patch, last):
         other = embedded.clone()
         other.view(1, -1, tiny_config.embedding)[:, at] *= -1
-        changed = (tiny_vae.decoder.read(features, other, real) != before).any(-1)
+        found = tiny_vae.decoder.read(features, other, every).view(*tokens.shape, -1)
+        changed = (found != before).any(-1).flatten()
         assert changed.nonzero()[:, 0].tolist() == [i for i in (at - 1, at, at + 1) if 0 <= i <= last]
 
 
@@ -231,7 +233,7 @@ def everything(vae: TextVAE, tokens: Tensor, count: Tensor, detail: int) -> dict
     gist = vae.readout.named(tokens, detail)
     embedded = vae.embed_gist(gist, real)
     features = vae.decoder(embedded, real[..., 0], detail)
-    states = vae.decoder.read(features, embedded, torch.ones_like(real))
+    states = vae.decoder.read(features, embedded, torch.arange(real.numel()))
     return {
         "patches": vae.coder.patches(vae.embed_patches(gist), real[..., 0], detail),
         "features": features,
