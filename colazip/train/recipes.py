@@ -101,6 +101,21 @@ def default() -> Recipe:
     )
 
 
+def default_gpu() -> Recipe:
+    """The same model for one GPU: the coder sees four times as much text, in larger steps, within ten minutes
+    of an H100."""
+    large = VAESchedule(
+        12_000,
+        patches=8192,
+        lr=4e-3,
+        muon_lr=4e-3,
+        warmup=200,
+        decay_from=0.25,
+        exact_from=0.9,
+    )
+    return dataclasses.replace(default(), vae=large)
+
+
 def base() -> Recipe:
     """About 50 M coding parameters, for one to four GPUs; as int8 it stays below the 60 MB a larger model may
     weigh."""
@@ -176,6 +191,7 @@ def paper_2b() -> ColaRecipe:
 RECIPES: dict[str, Callable[[], Recipe | ColaRecipe]] = {
     "tiny": tiny,
     "default": default,
+    "default_gpu": default_gpu,
     "base": base,
     "paper_tiny": paper_tiny,
     "paper_2b": paper_2b,
