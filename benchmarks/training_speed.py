@@ -5,8 +5,9 @@ python -m benchmarks.training_speed CASE [CASE ...] [--device cuda] [--steps N] 
 A case is RECIPE:STAGE, then settings after commas, as in `paper_2b:stage2,layers=8,recompute=0,tokens=10240`.
 The stages are `vae` of the compression recipes, `stage1` and `stage2` of the paper's. Settings: `layers` of
 the prior, `recompute` (1 or 0), `tokens` of a micro-batch, `parts` (micro-batches of a step), `compile` (1:
-torch.compile for each layer). The steps are whole: forward and backward passes, clipping, optimizer, averaged
-weights. Texts fill the context; tokens are drawn by Zipf's law.
+torch.compile for each layer), `captured` (1: `vae` as one GPU trains it, a graph a step). The steps are
+whole: forward and backward passes, clipping, optimizer, averaged weights. Texts fill the context; tokens are
+drawn by Zipf's law.
 
 FLOPs a token are those of `colazip train plan`: of products and attention, three times the forward pass,
 without what is recomputed. Utilisation (MFU) is what the steps reach of the data sheet's dense bfloat16 peak.
@@ -35,18 +36,20 @@ from colazip.evaluate.table import markdown
 from colazip.memory import KINDS
 from colazip.nn.cola import Layer
 from colazip.nn.vae import TextVAE
+from colazip.train.captured import CapturedSteps
 from colazip.train.cola import ColaRecipe, make_optimizer, take_step
 from colazip.train.cola_losses import Stage1, Stage2
-from colazip.train.data import Batch
+from colazip.train.data import Batch, TokenStore
 from colazip.train.distributed import Average, Place, Spread
 from colazip.train.losses import compute
 from colazip.train.optimize import Descent, guesses, to_tensors
 from colazip.train.plan import PEAK, flops_a_token
 from colazip.train.recipes import RECIPES, Recipe
-from colazip.train.vae import optimizers
+from colazip.train.resident import Resident, Segments
+from colazip.train.vae import VAESchedule, optimizers, split_parameters
 
 STAGES = ("vae", "stage1", "stage2")
-SETTINGS = ("layers", "recompute", "tokens", "parts", "compile")
+SETTINGS = ("layers", "recompute", "tokens", "parts", "compile", "captured")
 WARM_UP = 2  # steps, at least
 
 Step = Callable[[int], None]
@@ -153,7 +156,7 @@ def cola_steps(case: Case, place: Place, folder: Path) -> tuple[Step, int, int, 
     return step, sum(part.tokens.size for part in parts), sum(p.numel() for p in module.parameters()), recipe
 
 
-def vae_steps(case: Case, place: Place) -> tuple[Step, int, int, Recipe]:
+def vae_steps(case: Case, place: Place, folder: Path) -> tuple[Step, int, int, Recipe]:
     """The same for the Text VAE of the compression recipes, with the float attention of most of its run."""
     recipe = RECIPES[case.recipe]()
     assert isinstance(recipe, Recipe)
@@ -169,6 +172,15 @@ def vae_steps(case: Case, place: Place) -> tuple[Step, int, int, Recipe]:
     model.readout.set_classes(slots, named)
     model.places.requires_grad_(False)
     model.to(place.device).train()
+    parameters = sum(p.numel() for p in model.parameters())
+    if get("captured"):
+        captured = _captured(model, schedule, place, folder)
+        tokens = int(captured.take(0, 0.0)["count"])
+
+        def replay(index: int) -> None:
+            captured.take(index, 1.0)
+
+        return replay, tokens, parameters, recipe
     descent = Descent(model, optimizers(model, schedule))
     length = config.segment * config.patch
     rows = max(1, schedule.patches // config.segment)
@@ -185,7 +197,28 @@ def vae_steps(case: Case, place: Place) -> tuple[Step, int, int, Recipe]:
         descent.clip(count)
         descent.step(1.0)
 
-    return step, sum(part.tokens.size for part in parts), sum(p.numel() for p in model.parameters()), recipe
+    return step, sum(part.tokens.size for part in parts), parameters, recipe
+
+
+def _captured(model: TextVAE, schedule: VAESchedule, place: Place, folder: Path) -> CapturedSteps:
+    """Steps over full segments that are on the device."""
+    config = model.config
+    length = config.segment * config.patch
+    batch = text_batch(4 * max(1, schedule.patches // config.segment), length, config.vocabulary, 0)
+    guess, kind = (values.reshape(-1) for values in batch.guesses)
+    ends = (np.arange(len(batch.counts)) + 1) * length
+    store = TokenStore(
+        batch.tokens.reshape(-1).astype(np.uint16),
+        ends,
+        0,
+        guess.astype(np.uint16),
+        kind.astype(np.uint8),
+    )
+    segments = Segments.cut(store, config, None, place.device)
+    data = Resident(store, segments, config, {}, place.device)
+    matrices, others = split_parameters(model)
+    others = [parameter for parameter in others if parameter.requires_grad]
+    return CapturedSteps(model, matrices, others, schedule, data, (), folder)
 
 
 def measure(case: Case, device: str, steps: int, limit: float) -> Speed:
@@ -199,7 +232,9 @@ def measure(case: Case, device: str, steps: int, limit: float) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         step, tokens, parameters, recipe = (
-            vae_steps(case, place) if case.stage == "vae" else cola_steps(case, place, Path(folder))
+            vae_steps(case, place, Path(folder))
+            if case.stage == "vae"
+            else cola_steps(case, place, Path(folder))
         )
 
         def take(index: int) -> float:

@@ -11,6 +11,7 @@ Training runs the same forward pass; gradients go straight through the rounding,
 from __future__ import annotations
 
 import os
+import sys
 import time
 from functools import lru_cache
 from typing import Any
@@ -113,12 +114,15 @@ def _inverse_rms(q: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def training_kernels(device: torch.device) -> Any:
-    """The module of fused kernels that training uses on a device, or None."""
+    """The module of fused kernels that training uses on a device; None where they don't run."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
     try:
         from colazip.nn import fused
-    except ImportError:
+
+        fused.quantize(torch.zeros(1, 16, device=device))  # Triton compiles it, which takes a C compiler
+    except Exception as error:
+        print(f"training without fused kernels ({type(error).__name__})", file=sys.stderr)
         return None
     return fused
 

@@ -26,8 +26,9 @@ def test_other_cases_are_refused(text: str) -> None:
         Case.parse(text)
 
 
-def test_steps_are_timed() -> None:
-    speed = measure(Case.parse("paper_tiny:stage2,parts=1,layers=1"), "cpu", steps=2, limit=60.0)
+@pytest.mark.parametrize("text", ["paper_tiny:stage2,parts=1,layers=1", "tiny:vae", "tiny:vae,captured=1"])
+def test_steps_are_timed(text: str) -> None:
+    speed = measure(Case.parse(text), "cpu", steps=2, limit=60.0)
     assert speed.steps == 2 and speed.tokens_a_step == 512 and speed.tokens_a_second > 0
 
 
