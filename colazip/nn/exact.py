@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
 
+_CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -90,7 +91,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     top = x.abs().amax(-1, keepdim=True)
     top = torch.where(top >= 2.0**-121, top, 1.0)
     # Two roundings, 1 / top first: a number divided by a tensor is computed so, and streams depend on it.
-    return torch.round(x * (top.reciprocal() * GRID)), _divide(top, GRID)
+    return (x * (top.reciprocal() * GRID)).round_(), _divide(top, GRID)
 
 
 def _divide(x: Tensor, by: float) -> Tensor:
@@ -201,10 +202,19 @@ class ExactLinear(Quantized):
                 return y.view(*x.shape[:-1], len(self.weight))
             return _Linear.apply(x, self.weight, self.norm)
         rows = x.reshape(-1, x.shape[-1])
-        q, scale = quantize_rows(rows)
-        factor = _inverse_rms(q) if self.norm else scale
-        y = integer_matmul(q.to(torch.int8), self.q) * factor * self.scale.t()
-        return y.reshape(*x.shape[:-1], self.q.shape[0])
+        y = rows.new_empty(len(rows), len(self.q))
+        for lo, hi in runs_of_rows(len(rows), max(self.q.shape), x.device):
+            q, scale = quantize_rows(rows[lo:hi])
+            factor = _inverse_rms(q) if self.norm else scale
+            product = integer_matmul(q.to(torch.int8), self.q).mul_(factor)
+            torch.mul(product, self.scale.t(), out=y[lo:hi])
+        return y.view(*x.shape[:-1], len(self.q))
+
+
+def runs_of_rows(rows: int, width: int, device: torch.device) -> list[tuple[int, int]]:
+    """Rows that go together through several operations: what lies between these stays in a core's cache."""
+    step = max(1, _CACHED // width) if device.type == "cpu" else max(1, rows)
+    return [(lo, min(rows, lo + step)) for lo in range(0, rows, step)]
 
 
 def exact_mlp(x: Tensor, up: ExactLinear, down: ExactLinear) -> Tensor:
@@ -212,7 +222,14 @@ def exact_mlp(x: Tensor, up: ExactLinear, down: ExactLinear) -> Tensor:
     if up.weight is not None and (kernels := training_kernels(x.device)) is not None:
         y = kernels.FusedMLP.apply(x.reshape(-1, x.shape[-1]), up.weight, down.trainable)
         return y.view(*x.shape[:-1], -1)
-    return down(torch.relu(up(x)).square())
+    if up.weight is not None:
+        return down(torch.relu(up(x)).square())
+    rows = x.reshape(-1, x.shape[-1])
+    parts = [
+        down(up(rows[lo:hi]).relu_().square_()) for lo, hi in runs_of_rows(len(rows), len(up.q), x.device)
+    ]
+    y = parts[0] if len(parts) == 1 else torch.cat([*parts, rows.new_empty(0, len(down.q))])
+    return y.view(*x.shape[:-1], len(down.q))
 
 
 class _RoundRows(torch.autograd.Function):
@@ -377,9 +394,19 @@ def integer_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     scores: log2 units; -inf is a key that is not there. Source of the integer softmax: I-BERT (arXiv
     2101.01321), with a table in place of the polynomial.
     """
-    top = scores.amax(-1, keepdim=True)
-    step = torch.round((top - scores) * float(TABLE_STEPS)).clamp_max(len(ATTENTION_TABLE) - 1.0)
-    weights = _tables(scores.device)[0][step.to(torch.int32)]
+    return _weights((scores.amax(-1, keepdim=True) - scores) * float(TABLE_STEPS))
+
+
+def softmax_of_steps(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of scores in 1 / TABLE_STEPS log2 units, a power of two, so that nothing is rounded otherwise;
+    without gradients. The scores are used up."""
+    return _weights(torch.sub(scores.amax(-1, keepdim=True), scores, out=scores))
+
+
+def _weights(gaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of steps below the top. Without gradients the gaps are used up."""
+    step = gaps.round_().clamp_max_(len(ATTENTION_TABLE) - 1.0).to(torch.int32)
+    weights = _tables(gaps.device)[0].index_select(0, step.flatten()).view(gaps.shape)
     return weights, weights.sum(-1, keepdim=True)
 
 

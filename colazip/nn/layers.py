@@ -9,12 +9,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from colazip.nn.exact import ExactLinear, exact_mlp, integer_softmax, quantize_rows, training_kernels
-from colazip.nn.grid import ATTENTION_KEYS, VALUE_STEPS, alibi_slopes
+from colazip.nn.exact import (
+    ExactLinear,
+    exact_mlp,
+    integer_softmax,
+    quantize_rows,
+    runs_of_rows,
+    softmax_of_steps,
+    training_kernels,
+)
+from colazip.nn.grid import ATTENTION_KEYS, TABLE_STEPS, VALUE_STEPS, alibi_slopes
 from colazip.nn.shapes import hidden_width
 
 _TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
 _LN2 = math.log(2.0)
+_QUERIES = 64  # that meet their keys at once on a CPU
 
 
 class StepCache:
@@ -69,11 +78,45 @@ class ExactBlock(nn.Module):
         q, k, v = qkv[0], qkv[1], qkv[2]
         return _round_rows(q), _round_rows(k), _round_values(v)
 
+    def _in_steps(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """What products of queries and keys are multiplied by, [H, 1, 1], and what is taken off then, [H, Q,
+        K], for scores in steps of the table of weights."""
+        factor = (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
+        return factor * float(TABLE_STEPS), self.slopes[:, None, None] * (distance * float(TABLE_STEPS))
+
     def _scores(self, q: Tensor, k: Tensor, distance: Tensor) -> Tensor:
         """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] in positions."""
-        # Each operation rounds on its own; the product of integers is exact.
+        # As in `_attend`.
         scaled = (q @ k.transpose(-1, -2)) * (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
         return scaled - self.slopes[:, None, None] * distance
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, valid: Tensor | None) -> Tensor:
+        """Exact attention over integers [B, H, P, W] without gradients: [B, P, H * W].
+
+        A few queries of a few lanes at a time, so that their scores stay in the cache; a causal block leaves
+        out keys that come later.
+        """
+        batch, heads, length, width = q.shape
+        mixed = q.new_empty(batch, length, heads, width)
+        factor, penalty = self._in_steps(distance)
+        queries = _QUERIES if q.device.type == "cpu" else length
+        for lo in range(0, length, queries):
+            hi = min(length, lo + queries)
+            keys = hi if self.causal else length
+            far = penalty[:, lo:hi, :keys].contiguous()
+            later = torch.ones(hi - lo, hi - lo, dtype=torch.bool, device=q.device).triu_(1)
+            for at, end in runs_of_rows(batch, heads * (hi - lo) * keys, q.device):
+                # Each operation rounds on its own; the product of integers is exact.
+                scores = q[at:end, :, lo:hi] @ k[at:end, :, :keys].transpose(-1, -2)
+                scores.mul_(factor).sub_(far)
+                if self.causal:
+                    scores[..., lo:].masked_fill_(later, -torch.inf)
+                elif valid is not None:
+                    scores.masked_fill_(~valid[at:end, None, None, :], -torch.inf)
+                weights, total = softmax_of_steps(scores)
+                out = mixed[at:end, lo:hi].transpose(1, 2)
+                torch.div(weights @ v[at:end, :, :keys], total.mul_(VALUE_STEPS), out=out)
+        return mixed.flatten(2)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.out(mixed)
@@ -96,14 +139,15 @@ class ExactBlock(nn.Module):
             q, k, v = q.float(), k.float(), v.float()
             at = torch.arange(x.shape[1], device=x.device)
             distance = (at[:, None] - at[None, :]).abs().float()
+            if not (torch.is_grad_enabled() and (q.requires_grad or self.temperature.requires_grad)):
+                return self._finish(x, self._attend(q, k, v, distance, valid))
             scores = self._scores(q, k, distance)
             if self.causal:
                 scores = scores.masked_fill(at[None, :] > at[:, None], -torch.inf)
             elif valid is not None:
                 scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
             mixed = _mix(scores, v)
-            if scores.requires_grad:
-                mixed = straight_through(torch.softmax(scores * _LN2, -1) @ v / VALUE_STEPS, mixed)
+            mixed = straight_through(torch.softmax(scores * _LN2, -1) @ v / VALUE_STEPS, mixed)
         return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
 
     def cache(self, lanes: int) -> StepCache:
@@ -114,10 +158,12 @@ class ExactBlock(nn.Module):
         """One position of the first n lanes: x [n, D] -> [n, D], equal to `forward` at that position."""
         q, k, v = self._project(x[:, None])
         cache.put(position, k[:, :, 0], v[:, :, 0])
-        keys, values = cache.get(x.shape[0], position + 1)
         distance = torch.arange(position, -1, -1, device=x.device).float()[None]
-        mixed = _mix(self._scores(q, keys, distance), values)
-        return self._finish(x, mixed.transpose(1, 2).reshape(x.shape))
+        factor, far = self._in_steps(distance)
+        keys, values = cache.get(len(x), position + 1)
+        weights, total = softmax_of_steps((q @ keys.transpose(-1, -2)).mul_(factor).sub_(far))
+        mixed = (weights @ values).div_(total.mul_(VALUE_STEPS))
+        return self._finish(x, mixed.view(x.shape))
 
     def training_bias(self, length: int, valid: Tensor) -> Tensor:
         """Additive attention mask in nats, bfloat16 [1 or B, H, P, P], for `forward` while training."""
