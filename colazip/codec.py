@@ -530,7 +530,11 @@ class Codec:
         elif sum(map(len, texts)) < _MANY_TOKENS:
             network = model.quick_encoder
         else:
+            from colazip.nn.threads import each
+
             network = model.context_encoder
+            assert network is not None
+            return summands(model.rows, network, texts, self._patch, each)
         assert network is not None
         return summands(model.rows, network, texts, self._patch)
 

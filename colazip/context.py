@@ -7,6 +7,7 @@ counts for the patch that its first token is in. So passages are sums of patches
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 
 import numpy as np
 
@@ -18,10 +19,22 @@ _POSITIONS = 4096  # of a batch, padding included
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def summands(rows: RowSums, network: Network, texts: Sequence[np.ndarray], patch: int) -> list[np.ndarray]:
+def _in_turn(call: Callable[[list[int]], None], batches: Sequence[list[int]]) -> None:
+    for batch in batches:
+        call(batch)
+
+
+def summands(
+    rows: RowSums,
+    network: Network,
+    texts: Sequence[np.ndarray],
+    patch: int,
+    each: Callable[[Callable[[list[int]], None], Sequence[list[int]]], object] = _in_turn,
+) -> list[np.ndarray]:
     """What each patch of a text adds to its sum: tokens int64 [T] each -> float64 [P, D] each.
 
-    All are multiples of 1 / 256, so that their sums are exact in any order; no text depends on another.
+    each: how batches are run. All sums are multiples of 1 / 256, exact in any order; no text depends on
+    another.
     """
     found = [rows.patches(tokens, patch) for tokens in texts]
     units: list[np.ndarray] = []
@@ -34,7 +47,9 @@ def summands(rows: RowSums, network: Network, texts: Sequence[np.ndarray], patch
             if some.stop > some.start:
                 units.append(sums[some])
                 places.append((text, at[some]))
-    for batch in _batches([len(u) for u in units]):
+    adding = Lock()  # a text has windows in several batches
+
+    def add(batch: list[int]) -> None:
         width = max(len(units[i]) for i in batch)
         padded = np.zeros((len(batch), width, rows.width), np.float32)
         valid = np.zeros((len(batch), width), bool)
@@ -42,9 +57,12 @@ def summands(rows: RowSums, network: Network, texts: Sequence[np.ndarray], patch
             padded[lane, : len(units[i])] = units[i]
             valid[lane, : len(units[i])] = True
         added = np.rint(np.clip(network(padded, valid), -127.0, 127.0).astype(np.float64) * 256.0) / 256.0
-        for lane, i in enumerate(batch):
-            text, at = places[i]
-            np.add.at(found[text], at, added[lane, : len(at)])
+        with adding:
+            for lane, i in enumerate(batch):
+                text, at = places[i]
+                np.add.at(found[text], at, added[lane, : len(at)])
+
+    each(add, list(_batches([len(u) for u in units])))
     return found
 
 

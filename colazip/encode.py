@@ -13,6 +13,7 @@ from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
 from colazip.memory import recall
 from colazip.nn.exact import frequencies
+from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
 
@@ -55,14 +56,19 @@ class LaneEncoder:
         memory. exact: whether the exact layer is wanted. side: what lanes are coded given, if anything."""
         named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
         guesses = np.stack(recall(named, lanes.block, lanes.count))
-        result = []
+
+        def coded(batch: tuple[int, int, int]) -> list[Coded]:
+            lo, hi, width = batch
+            x, counts = self._tokens(table, lanes, lo, hi, width)
+            part = self._tensor(guesses[:, lo:hi], width)
+            given = None if side is None else side.lanes(lo, hi, width // self._patch)
+            return self._run(x, counts, part, detail, exact, given)
+
+        batches = list(self._batches(lanes))
+        if self._device.type == "cpu":
+            return [row for rows in each(coded, batches) for row in rows]
         with torch.inference_mode():
-            for lo, hi, width in self._batches(lanes):
-                x, counts = self._tokens(table, lanes, lo, hi, width)
-                part = self._tensor(guesses[:, lo:hi], width)
-                given = None if side is None else side.lanes(lo, hi, width // self._patch)
-                result += self._run(x, counts, part, detail, exact, given)
-        return result
+            return [row for batch in batches for row in coded(batch)]
 
     def _batches(self, lanes: Lanes) -> Iterator[tuple[int, int, int]]:
         """(first lane, end, tokens of its whole patches); lanes come longest first, so padding is small."""
