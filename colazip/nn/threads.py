@@ -19,7 +19,7 @@ _MOST = 8  # batches side by side: each takes memory
 
 def each(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """What `call` gives for each of the items, in inference mode, on as many threads as torch has for one
-    operation. An error is raised once what is under way has ended."""
+    operation. An error is raised once what is under way has ended; the rest is not begun."""
 
     def alone(item: T) -> R:
         with torch.inference_mode():
@@ -31,8 +31,9 @@ def each(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return [alone(item) for item in items]
     # Of torch's own threads each has its share; the number is where it is set, and where new threads begin.
     share = max(1, before // side_by_side)
+    pool = ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        with ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            return list(pool.map(alone, items))
+        return list(pool.map(alone, items))
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
