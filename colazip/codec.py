@@ -394,21 +394,20 @@ class Codec:
                 self._plain.decode_parts(b.layers[PLAIN], b.count) if w else next(coded)
                 for b, w in zip(blocks, whole, strict=True)
             ]
-
-        def read(some: _Opened, net: Networks) -> list[list[bytes]]:
+        result: list[list[bytes]] = []
+        for some in self._open_blocks(blocks, (GIST, EXACT)):
             checksums = [Reader(b.layers[EXACT], "exact layer") for b in some.blocks]
             expected = [r.take(4) for r in checksums]
-            streams = [r.rest() for r in checksums]
-            tokens = decode_exact(
-                net, some.lanes, some.gist, streams, some.detail, self.batch_size, some.side
-            )
-            texts = self._texts(some, tokens)
-            for wanted, parts in zip(expected, texts, strict=True):
-                if _checksum(b"".join(parts)) != wanted:
+            with self._networks(some.lanes) as net:
+                streams = [r.rest() for r in checksums]
+                tokens = decode_exact(
+                    net, some.lanes, some.gist, streams, some.detail, self.batch_size, some.side
+                )
+            for b, parts in enumerate(self._texts(some, tokens)):
+                if _checksum(b"".join(parts)) != expected[b]:
                     raise FormatError("exact layer: the text does not match its checksum")
-            return texts
-
-        return [parts for texts in self._decoded(blocks, (GIST, EXACT), read) for parts in texts]
+                result.append(parts)
+        return result
 
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN. Of a
@@ -423,16 +422,14 @@ class Codec:
                 next(others) if found is None else [p.decode("utf-8", "replace") for p in next(exact)]
                 for found in briefs
             ]
-
-        def read(some: _Opened, net: Networks) -> list[list[bytes]]:
-            tokens = read_tokens(net, some.lanes, some.gist, some.detail, self.batch_size, some.side)
-            return self._texts(some, tokens)
-
-        return [
-            [p.decode("utf-8", "replace") for p in parts]
-            for texts in self._decoded(blocks, (GIST,), read)
-            for parts in texts
-        ]
+        result: list[list[str]] = []
+        for some in self._open_blocks(blocks, (GIST,)):
+            with self._networks(some.lanes) as net:
+                tokens = read_tokens(net, some.lanes, some.gist, some.detail, self.batch_size, some.side)
+            result.extend(
+                [p.decode("utf-8", "replace") for p in parts] for parts in self._texts(some, tokens)
+            )
+        return result
 
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """(slots int64 [n], codes uint8 [n, M]) of the parts that have search codes, one code a passage."""
@@ -566,7 +563,7 @@ class Codec:
 
     def gists(self, block: Block) -> dict[int, Gist]:
         """The gist of each coded part of a block, by slot."""
-        (some,) = self._decoded([block], (GIST,), lambda some, net: some)
+        (some,) = self._open_blocks([block], (GIST,))
         lanes = some.lanes
         found: dict[int, list[tuple[int, np.ndarray]]] = {}
         for i in range(len(lanes)):
@@ -873,54 +870,22 @@ class Codec:
 
     # -- decoding
 
-    def _decoded(
-        self,
-        blocks: Sequence[Block],
-        layers: Sequence[str],
-        read: Callable[[_Opened, Networks], _T],
-    ) -> Iterator[_T]:
-        """What `read` makes of opened blocks, in order, and the networks that decoded their gists."""
+    def _open_blocks(self, blocks: Sequence[Block], layers: Sequence[str]) -> Iterator[_Opened]:
         for name in layers:
             if any(name not in b.layers for b in blocks):
                 raise MissingLayerError(f"the {name} layer was not packed, or was stripped")
-
-        def one(some: _Opened) -> _T:
-            with self._networks(some.lanes) as net:
-                some.gist = decode_gist(
-                    net, self.model.config, some.lanes, some.gist_streams, some.detail, some.side
-                )
-                return read(some, net)
-
-        for lo in range(0, len(blocks), self._blocks_at_once):
-            some = blocks[lo : lo + self._blocks_at_once]
-            parts = self._side_by_side(some)
-            if len(parts) > 1:
-                from colazip.nn.threads import each
-
-                yield from each(one, parts)
-            else:
-                yield from map(one, self._opened(some, len(some)))
-
-    def _side_by_side(self, blocks: Sequence[Block]) -> list[_Opened]:
-        """The blocks in a share for each core, where torch runs on several; none where it does not, or lanes
-        are too few for that."""
-        if self.device != "cpu" or "torch" not in sys.modules:
-            return []
-        import torch
-
-        opened = list(self._opened(blocks, -(-len(blocks) // torch.get_num_threads())))
-        # NumPy's networks have one state for all.
-        return [] if any(self._few(some.lanes) for some in opened) else opened
-
-    def _opened(self, blocks: Sequence[Block], most: int) -> Iterator[_Opened]:
-        """Blocks whose gists begin alike, at most so many, together."""
         heads = [_gist_head(b, self.model.config)[0] for b in blocks]
         lo = 0
         while lo < len(blocks):
             hi = lo + 1
-            while hi < min(len(blocks), lo + most) and heads[hi] == heads[lo]:
+            while hi < min(len(blocks), lo + self._blocks_at_once) and heads[hi] == heads[lo]:
                 hi += 1
-            yield _Opened(blocks[lo:hi], self)
+            some = _Opened(blocks[lo:hi], self)
+            with self._networks(some.lanes) as net:
+                some.gist = decode_gist(
+                    net, self.model.config, some.lanes, some.gist_streams, some.detail, some.side
+                )
+            yield some
             lo = hi
 
     def _texts(self, some: _Opened, tokens: Sequence[np.ndarray]) -> list[list[bytes]]:
