@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from colazip.nn.vae import TextVAE, real_tokens, token_history
+from colazip.nn.vae import TextVAE, Told, embedded_history, real_tokens, token_history
 
 LN2 = 0.6931471805599453
 
@@ -39,6 +40,90 @@ class Terms:
         return self.classes + self.slots
 
 
+class Coded(NamedTuple):
+    """What coder and decoder are asked, and what the coder answers, at N tokens of a batch.
+
+    at: int64 [N], where they stand among the B * P * K; targets, named: int64 [N], the tokens and what a gist
+    says of them; class_logits, slot_logits: float32 [N, ...]; embedded: the gist, [B, P, K, E]; real: bool
+    [B, P, K]; told, which: what search codes say, and of which code each token is told, int64 [N].
+    """
+
+    at: Tensor
+    targets: Tensor
+    named: Tensor
+    class_logits: Tensor
+    slot_logits: Tensor
+    embedded: Tensor
+    real: Tensor
+    told: Told | None
+    which: Tensor | None
+
+
+def code(
+    model: TextVAE,
+    tokens: Tensor,
+    counts: Tensor,
+    guesses: Tensor,
+    detail: int,
+    *,
+    fast: bool,
+    about: About | None,
+    whole: bool,
+) -> Coded:
+    """The coder over a batch, as `compute` takes it. whole: at padding too, without a look at the counts."""
+    readout = model.readout
+    patches = tokens.unflatten(1, (-1, model.config.patch))
+    real = real_tokens(counts, patches)
+    every = torch.arange(tokens.numel(), device=tokens.device)
+    # Looked up once: on a GPU every mask as an index waits for its count.
+    at = every if whole else real.flatten().nonzero()[:, 0]
+    gist = readout.named(tokens, detail)
+    embedded = model.embed(gist.view_as(patches))
+
+    told = None if about is None else model.tell(about.vectors, about.of)
+    leaning = None if told is None else told.to_coder()
+    slots = model.coder.patches(embedded.flatten(-2), real[..., 0], detail, leaning, fast=fast)
+    guess, kind = readout.named(guesses[0].flatten()[at], detail), guesses[1].flatten()[at]
+    history = token_history(gist).flatten(0, 1)[at]
+    before = None
+    if whole:  # every token is embedded already
+        start = model.embed(torch.zeros((), dtype=torch.long, device=tokens.device))
+        before = embedded_history(embedded.flatten(1, 2), start).flatten(0, 1)
+    slots = slots.flatten(0, 2) if whole else slots.flatten(0, 2)[at]
+    states = model.coder.tokens(slots, history, guess, kind, model.embed, before)
+    weighed = model.coder.weigh(states, guess, kind)
+    targets = tokens.flatten()[at]
+    classes = readout.class_of[targets]
+    which = lift = slot_lift = None
+    if told is not None:
+        which = told.of_tokens(patches).flatten()[at]
+        lift, slot_lift = model.lifts(states, told, which, classes)
+    return Coded(
+        at,
+        targets,
+        gist.flatten()[at],
+        readout.class_logits(states, weighed, lift),
+        readout.gist_logits(states, classes, detail, weighed, slot_lift),
+        embedded,
+        real,
+        told,
+        which,
+    )
+
+
+def rare_logits(model: TextVAE, coded: Coded, some: Tensor, detail: int, *, fast: bool) -> Tensor:
+    """Slots of open tokens, `some` int64 [n] of the N: [n, slots]."""
+    embedded, told = coded.embedded * coded.real[..., None], coded.told
+    leaning = None if told is None else told.to_decoder()
+    features = model.decoder(embedded, coded.real[..., 0], detail, leaning, fast=fast)
+    read = model.decoder.read(features, embedded, coded.at[some])
+    classes = model.readout.class_of[coded.targets[some]]
+    lift = None
+    if told is not None and coded.which is not None:
+        lift = model.lift_rare(read, told, coded.which[some], classes)
+    return model.readout.rare_logits(read, classes, detail, lift)
+
+
 def compute(
     model: TextVAE,
     tokens: Tensor,
@@ -52,53 +137,24 @@ def compute(
     """One batch. tokens int64 [B, P * K], counts int64 [B]; the guesses of a block's memory at the gist's
     tokens, and their kinds, int64 [2, B, P * K]; detail: which gist; about: what it is coded given."""
     readout = model.readout
-    patches = tokens.unflatten(1, (-1, model.config.patch))
-    real = real_tokens(counts, patches)
-    valid = real[..., 0]
-    at = real.flatten().nonzero()[:, 0]  # looked up once: on a GPU every mask as an index waits for its count
-    gist = readout.named(tokens, detail)
-    embedded = model.embed(gist.view_as(patches))
-
-    told = None if about is None else model.tell(about.vectors, about.of)
-    leaning = None if told is None else told.to_coder()
-    slots = model.coder.patches(embedded.flatten(-2), valid, detail, leaning, fast=fast).flatten(0, 2)[at]
-    guess, kind = readout.named(guesses[0].flatten()[at], detail), guesses[1].flatten()[at]
-    history = token_history(gist).flatten(0, 1)[at]
-    states = model.coder.tokens(slots, history, guess, kind, model.embed)
-    weighed = model.coder.weigh(states, guess, kind)
-    targets, named = tokens.flatten()[at], gist.flatten()[at]
-    classes = readout.class_of[targets]
-    which = lift = slot_lift = None
-    if told is not None:
-        which = told.of_tokens(patches).flatten()[at]
-        lift, slot_lift = model.lifts(states, told, which, classes)
-    class_bits = _bits(readout.class_logits(states, weighed, lift), classes)
-    slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)
-    slot_bits = _bits(slot_logits, readout.slot_of[named])
-
-    embedded = embedded * real[..., None]
-    leaning = None if told is None else told.to_decoder()
-    features = model.decoder(embedded, valid, detail, leaning, fast=fast)
-    is_open = readout.is_open(named, detail).nonzero()[:, 0]
-    read = model.decoder.read(features, embedded, at[is_open])
-    targets = targets[is_open]
-    rare_lift = None
-    if told is not None and which is not None:
-        rare_lift = model.lift_rare(read, told, which[is_open], classes[is_open])
-    rare = readout.rare_logits(read, classes[is_open], detail, rare_lift)
-    wanted = readout.slot_of[targets]
-    exact_bits = _bits(rare, wanted)
+    coded = code(model, tokens, counts, guesses, detail, fast=fast, about=about, whole=False)
+    class_bits = bits_of(coded.class_logits, readout.class_of[coded.targets]).sum()
+    slot_bits = bits_of(coded.slot_logits, readout.slot_of[coded.named]).sum()
+    is_open = readout.is_open(coded.named, detail).nonzero()[:, 0]
+    rare = rare_logits(model, coded, is_open, detail, fast=fast)
+    wanted = readout.slot_of[coded.targets[is_open]]
+    exact_bits = bits_of(rare, wanted).sum()
     return Terms(
         class_bits + slot_bits + exact_bits,
         class_bits.detach(),
         slot_bits.detach(),
         exact_bits.detach(),
-        len(at),
+        len(coded.at),
         len(wanted),
         (rare.argmax(-1) == wanted).sum(),
     )
 
 
-def _bits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Code length of all targets [N] under logits in log2 units [N, A]: a sum, in bits."""
-    return functional.cross_entropy(logits * LN2, targets, reduction="sum") / LN2
+def bits_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Code length of each target [N] under logits in log2 units [N, A], in bits: [N]."""
+    return functional.cross_entropy(logits * LN2, targets, reduction="none") / LN2

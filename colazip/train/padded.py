@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from colazip.nn.vae import TextVAE, embedded_history, real_tokens, token_history
-from colazip.train.losses import LN2, About
+from colazip.nn.vae import TextVAE
+from colazip.train.losses import About, bits_of, code, rare_logits
 
 
 def padded_sums(
@@ -32,54 +31,17 @@ def padded_sums(
     of the exact layer's sum.
     """
     readout = model.readout
-    patches = tokens.unflatten(1, (-1, model.config.patch))
-    real = real_tokens(counts, patches)
-    valid, weight = real[..., 0], real.flatten().float()
-    targets = tokens.flatten()
-    gist = readout.named(tokens, detail)
-    named = gist.flatten()
-    embedded = model.embed(gist.view_as(patches))
-
-    told = None if about is None else model.tell(about.vectors, about.of)
-    leaning = None if told is None else told.to_coder()
-    slots = model.coder.patches(embedded.flatten(-2), valid, detail, leaning, fast=fast).flatten(0, 2)
-    guess, kind = readout.named(guesses[0].flatten(), detail), guesses[1].flatten()
-    history = token_history(gist).flatten(0, 1)
-    start = model.embed(torch.zeros((), dtype=torch.long, device=tokens.device))
-    before = embedded_history(embedded.flatten(1, 2), start).flatten(0, 1)
-    states = model.coder.tokens(slots, history, guess, kind, model.embed, before)
-    weighed = model.coder.weigh(states, guess, kind)
-    classes = readout.class_of[targets]
-    which = lift = slot_lift = None
-    if told is not None:
-        which = told.of_tokens(patches).flatten()
-        lift, slot_lift = model.lifts(states, told, which, classes)
-    class_bits = _bits(readout.class_logits(states, weighed, lift), classes)
-    slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)
-    slot_bits = _bits(slot_logits, readout.slot_of[named])
-
-    embedded = embedded * real[..., None]
-    leaning = None if told is None else told.to_decoder()
-    features = model.decoder(embedded, valid, detail, leaning, fast=fast)
-    is_open = readout.is_open(named, detail).float() * weight
-    at = torch.argsort(is_open, descending=True)[:room]
-    read = model.decoder.read(features, embedded, at)
-    rare_lift = None
-    if told is not None and which is not None:
-        rare_lift = model.lift_rare(read, told, which[at], classes[at])
-    rare = readout.rare_logits(read, classes[at], detail, rare_lift)
-    exact_bits = _bits(rare, readout.slot_of[targets[at]])
+    coded = code(model, tokens, counts, guesses, detail, fast=fast, about=about, whole=True)
+    weight = coded.real.flatten().float()
+    is_open = readout.is_open(coded.named, detail).float() * weight
+    some = torch.argsort(is_open, descending=True)[:room]
+    rare = rare_logits(model, coded, some, detail, fast=fast)
     return torch.stack(
         [
             weight.sum(),
-            (class_bits * weight).sum(),
-            (slot_bits * weight).sum(),
-            (exact_bits * is_open[at]).sum(),
+            (bits_of(coded.class_logits, readout.class_of[coded.targets]) * weight).sum(),
+            (bits_of(coded.slot_logits, readout.slot_of[coded.named]) * weight).sum(),
+            (bits_of(rare, readout.slot_of[coded.targets[some]]) * is_open[some]).sum(),
             is_open.sum(),
         ]
     )
-
-
-def _bits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Code length of each target [N] under logits in log2 units [N, A], in bits: [N]."""
-    return functional.cross_entropy(logits * LN2, targets, reduction="none") / LN2
