@@ -17,11 +17,11 @@ from torch import Tensor
 from colazip.nn.grid import GRID, VALUE_STEPS
 
 _TILE = 4096  # elements that a program has at once
-_TO_EVEN = 12582912.0  # 1.5 * 2**23: adding it and taking it away rounds to the nearest integer, half to even
 
 
 @triton.jit
 def _rounded(x):  # type: ignore[no-untyped-def]
+    # 1.5 * 2**23: adding it and taking it away rounds to the nearest integer, half to even.
     return (x + 12582912.0) - 12582912.0
 
 
