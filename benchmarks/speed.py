@@ -40,13 +40,18 @@ def product_rate() -> float:
 
 
 def timed(call: Callable[[], object]) -> tuple[float, pstats.Stats]:
-    """Seconds of a second call, and the profile of a third: the first one loads and warms up."""
+    """Seconds of a second call, and the profile of a third, on one thread, as those beside are not profiled:
+    the first one loads and warms up."""
+    import torch
+
     call()
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
-    profile = cProfile.Profile()
+    profile, threads = cProfile.Profile(), torch.get_num_threads()
+    torch.set_num_threads(1)
     profile.runcall(call)
+    torch.set_num_threads(threads)
     return seconds, pstats.Stats(profile)
 
 
