@@ -45,8 +45,7 @@ from colazip.train.losses import compute
 from colazip.train.optimize import Descent, guesses, to_tensors
 from colazip.train.plan import PEAK, flops_a_token
 from colazip.train.recipes import RECIPES, Recipe
-from colazip.train.resident import Resident, Segments
-from colazip.train.vae import VAESchedule, optimizers, split_parameters
+from colazip.train.vae import VAESchedule, captured_steps, optimizers
 
 STAGES = ("vae", "stage1", "stage2")
 SETTINGS = ("layers", "recompute", "tokens", "parts", "compile", "captured")
@@ -174,7 +173,7 @@ def vae_steps(case: Case, place: Place, folder: Path) -> tuple[Step, int, int, R
     model.to(place.device).train()
     parameters = sum(p.numel() for p in model.parameters())
     if get("captured"):
-        captured = _captured(model, schedule, place, folder)
+        captured = _captured(model, schedule, folder)
         tokens = int(captured.take(0, 0.0)["count"])
 
         def replay(index: int) -> None:
@@ -200,7 +199,7 @@ def vae_steps(case: Case, place: Place, folder: Path) -> tuple[Step, int, int, R
     return step, sum(part.tokens.size for part in parts), parameters, recipe
 
 
-def _captured(model: TextVAE, schedule: VAESchedule, place: Place, folder: Path) -> CapturedSteps:
+def _captured(model: TextVAE, schedule: VAESchedule, folder: Path) -> CapturedSteps:
     """Steps over full segments that are on the device."""
     config = model.config
     length = config.segment * config.patch
@@ -214,11 +213,7 @@ def _captured(model: TextVAE, schedule: VAESchedule, place: Place, folder: Path)
         guess.astype(np.uint16),
         kind.astype(np.uint8),
     )
-    segments = Segments.cut(store, config, None, place.device)
-    data = Resident(store, segments, config, {}, place.device)
-    matrices, others = split_parameters(model)
-    others = [parameter for parameter in others if parameter.requires_grad]
-    return CapturedSteps(model, matrices, others, schedule, data, (), folder)
+    return captured_steps(model, schedule, store, None, folder)
 
 
 def measure(case: Case, device: str, steps: int, limit: float) -> Speed:

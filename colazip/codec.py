@@ -24,7 +24,7 @@ import numpy as np
 from colazip.brief import Abridger
 from colazip.classical import ZSTD, ZSTD_DICTIONARY, ZSTD_MAGIC, ClassicalCoder
 from colazip.config import ModelConfig
-from colazip.context import Network, summands
+from colazip.context import Network, Run, in_turn, summands
 from colazip.decode import decode_exact, decode_gist, read_tokens
 from colazip.economy import HIGHEST, LOWEST, economize
 from colazip.entropy import cost_bits, encode_streams
@@ -525,6 +525,7 @@ class Codec:
             return [self.model.rows.patches(tokens, self._patch) for tokens in texts]
         model = self.model
         network: Network | None
+        run: Run = in_turn
         if "torch" not in sys.modules:
             network = model.search_encoder
         elif sum(map(len, texts)) < _MANY_TOKENS:
@@ -532,11 +533,9 @@ class Codec:
         else:
             from colazip.nn.threads import each
 
-            network = model.context_encoder
-            assert network is not None
-            return summands(model.rows, network, texts, self._patch, each)
+            network, run = model.context_encoder, each
         assert network is not None
-        return summands(model.rows, network, texts, self._patch)
+        return summands(model.rows, network, texts, self._patch, run)
 
     def plain_slots(self, block: Block) -> np.ndarray:
         """int64 [n]: the parts whose text is in PLAIN."""

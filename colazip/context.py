@@ -17,9 +17,11 @@ WINDOW = 256  # tokens whose units see each other
 _POSITIONS = 4096  # of a batch, padding included
 # Sums of rows float32 [B, U, D], bool [B, U] of those that are there -> float32 [B, U, D].
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Calls something for each batch of windows.
+Run = Callable[[Callable[[list[int]], None], Sequence[list[int]]], object]
 
 
-def _in_turn(call: Callable[[list[int]], None], batches: Sequence[list[int]]) -> None:
+def in_turn(call: Callable[[list[int]], None], batches: Sequence[list[int]]) -> None:
     for batch in batches:
         call(batch)
 
@@ -29,7 +31,7 @@ def summands(
     network: Network,
     texts: Sequence[np.ndarray],
     patch: int,
-    each: Callable[[Callable[[list[int]], None], Sequence[list[int]]], object] = _in_turn,
+    each: Run = in_turn,
 ) -> list[np.ndarray]:
     """What each patch of a text adds to its sum: tokens int64 [T] each -> float64 [P, D] each.
 

@@ -76,10 +76,15 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue 195066.
     if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and int8_kernel_wins():
         return torch._int_mm(a, b.t()).float()
+    return gpu_product(a, b).float()
+
+
+def gpu_product(a: Tensor, b: Tensor) -> Tensor:
+    """The same but for its type: int32 where a GPU has a kernel for that, else float32."""
     # cuBLAS takes more than 16 rows, and rows of whole groups of 16 bytes.
     fits = a.is_cuda and a.shape[0] > 16 and a.shape[1] % 16 == 0 == b.shape[0] % 16
     if fits and int8_kernel_is_right(a.device):
-        return torch._int_mm(a, b.t()).float()
+        return torch._int_mm(a, b.t())
     return a.float() @ b.t().float()
 
 
@@ -219,17 +224,17 @@ def runs_of_rows(rows: int, width: int, device: torch.device) -> list[tuple[int,
 
 def exact_mlp(x: Tensor, up: ExactLinear, down: ExactLinear) -> Tensor:
     """down(relu(up(x)) ** 2): [..., K] -> [..., M]."""
-    if up.weight is not None and (kernels := training_kernels(x.device)) is not None:
-        y = kernels.FusedMLP.apply(x.reshape(-1, x.shape[-1]), up.weight, down.trainable)
-        return y.view(*x.shape[:-1], -1)
-    if up.weight is not None:
-        return down(torch.relu(up(x)).square())
     rows = x.reshape(-1, x.shape[-1])
-    parts = [
-        down(up(rows[lo:hi]).relu_().square_()) for lo, hi in runs_of_rows(len(rows), len(up.q), x.device)
-    ]
-    y = parts[0] if len(parts) == 1 else torch.cat([*parts, rows.new_empty(0, len(down.q))])
-    return y.view(*x.shape[:-1], len(down.q))
+    if up.weight is not None:
+        kernels = training_kernels(x.device)
+        if kernels is None:
+            return down(torch.relu(up(x)).square())
+        y = kernels.FusedMLP.apply(rows, up.weight, down.trainable)
+    else:
+        y = rows.new_empty(len(rows), len(down.q))
+        for lo, hi in runs_of_rows(len(rows), len(up.q), x.device):
+            y[lo:hi] = down(up(rows[lo:hi]).relu_().square_())
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _RoundRows(torch.autograd.Function):

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from colazip.nn.exact import gpu_product
 from colazip.nn.grid import GRID, VALUE_STEPS
 
 _TILE = 4096  # elements that a program has at once
@@ -186,13 +187,6 @@ def quantize(x: Tensor, *, norm: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     return q, scale, factor
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Integers of int8 [N, K] x [M, K]: [N, M], int32 where the card has a kernel for it."""
-    if a.is_cuda and len(a) > 16 and a.shape[1] % 16 == 0 == len(b) % 16:
-        return torch._int_mm(a, b.t())
-    return a.float() @ b.t().float()
-
-
 def _scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
     y = torch.empty_like(product, dtype=torch.float32)
     grid, each, columns = _tiles(*product.shape)
@@ -236,7 +230,7 @@ class FusedLinear(torch.autograd.Function):
         qw, scale_w, _ = quantize(weight)
         ctx.save_for_backward(q, scale, factor, qw, scale_w)
         ctx.norm = norm
-        return _scaled(_product(q, qw), factor, scale_w)
+        return _scaled(gpu_product(q, qw), factor, scale_w)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -254,7 +248,7 @@ class FusedMLP(torch.autograd.Function):
         q, scale, factor = quantize(x, norm=True)
         qu, scale_u, _ = quantize(up)
         qd, scale_d, _ = quantize(down)
-        product = _product(q, qu)
+        product = gpu_product(q, qu)
         kept = torch.empty_like(product, dtype=torch.bfloat16)
         inner = torch.empty_like(product, dtype=torch.int8)
         scale_i = x.new_empty(len(x), 1)
@@ -263,7 +257,7 @@ class FusedMLP(torch.autograd.Function):
             product, factor, scale_u, kept, inner, scale_i, *product.shape, each, columns
         )
         ctx.save_for_backward(q, scale, factor, qu, scale_u, kept, inner, scale_i, qd, scale_d)
-        return _scaled(_product(inner, qd), scale_i, scale_d)
+        return _scaled(gpu_product(inner, qd), scale_i, scale_d)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from colazip.nn.vae import TextVAE
 from colazip.train.data import Batch
-from colazip.train.optimize import check_finite
+from colazip.train.optimize import check_finite, split_parameters
 from colazip.train.padded import padded_sums
 from colazip.train.resident import Inputs, Resident, Shape, shapes
 
@@ -111,17 +111,16 @@ class CapturedSteps:
     def __init__(
         self,
         model: TextVAE,
-        matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
         schedule: VAESchedule,
         data: Resident,
         sizes: tuple[int, ...],
         folder: Path,
     ) -> None:
-        """matrices: what Muon trains; others: what AdamW does; sizes: bytes of the codes that batches are
-        told, none if they are told nothing."""
+        """sizes: bytes of the codes that batches are told, none if they are told nothing."""
         self._model, self._schedule, self._data, self._sizes = model, schedule, data, sizes
         self._folder = folder
+        matrices, others = split_parameters(model)
+        others = [parameter for parameter in others if parameter.requires_grad]
         self._parameters = [*matrices, *others]
         self._grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         for parameter, gradient in zip(self._parameters, self._grads, strict=True):

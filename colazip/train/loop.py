@@ -90,25 +90,18 @@ class Loop:
         metrics says beside the schedule."""
         self.module, self.schedule, self.folder, self.place = module, schedule, folder, place
         self.step = 0
-        self._steps = None if isinstance(optimizers, Sequence) else optimizers
-        self._descent = Descent(module, optimizers) if isinstance(optimizers, Sequence) else None
+        self._steps = Descent(module, optimizers) if isinstance(optimizers, Sequence) else optimizers
         self._own = share_of(schedule.micro_batches, place)
         self._checkpoint = folder / "checkpoint.pt"
         if resume:
             state = load_checkpoint(self._checkpoint, place.device)
             with fitting(self._checkpoint):
                 module.load_state_dict(state["model"])
-                self._kept.load(state["optimizers"])
+                self._steps.load(state["optimizers"])
                 self.step = state["step"]
         self._metrics = Metrics(folder / "metrics.jsonl", step=self.step) if place.first else None
         if not resume:
             self._write({**about, "schedule": asdict(schedule), "processes": place.world})
-
-    @property
-    def _kept(self) -> Descent | Steps:
-        kept = self._descent or self._steps
-        assert kept is not None
-        return kept
 
     def stream(self, store: TokenStore, segments: np.ndarray, *, patch: int, patches: int) -> Iterator[Batch]:
         """This process's micro-batches of about `patches` patches each, from where the run stands."""
@@ -146,7 +139,7 @@ class Loop:
             factor = learning_rate(
                 self.step, schedule.steps, warmup=schedule.warmup, decay_from=schedule.decay_from
             )
-            sums = self._take(part, factor) if part else self._taken(factor)
+            sums = self._take(part, factor)
             seconds += time.monotonic() - started
             self.step += 1
             window = {name: window.get(name, 0.0) + value for name, value in sums.items()}
@@ -160,13 +153,11 @@ class Loop:
                 self._save()
         return found
 
-    def _taken(self, factor: float) -> dict[str, float]:
-        assert self._steps is not None
-        return self._steps.take(self.step, factor)
-
-    def _take(self, part: Callable[[int], Part], factor: float) -> dict[str, float]:
+    def _take(self, part: Callable[[int], Part] | None, factor: float) -> dict[str, float]:
         """One step at `factor` times the peak rates; returns the sums over all processes."""
-        assert self._descent is not None
+        if not isinstance(self._steps, Descent):
+            return self._steps.take(self.step, factor)
+        assert part is not None
         place, found = self.place, []
         for i in range(self._own):
             sums, batch = part(self.step * self.schedule.micro_batches + i * place.world + place.rank)
@@ -176,13 +167,13 @@ class Loop:
             found.append(({name: _number(value) for name, value in sums.items()}, batch))
         add_gradients(self.module, place)
         summed = total({name: sum(sums[name] for sums, _ in found) for name in found[0][0]}, place)
-        norm = self._descent.clip(summed["count"])
+        norm = self._steps.clip(summed["count"])
         # The norm is common to all processes, so all of them stop; the batch that is to blame is kept.
         name = "bad_batch" if place.world == 1 else f"bad_batch-{place.rank}"
         for sums, batch in found:
             if not math.isfinite(sums["loss"]) or batch is found[-1][1]:
                 check_finite(sums["loss"], norm, self.step, batch, self.folder, name)
-        self._descent.step(factor)
+        self._steps.step(factor)
         return summed
 
     def _validate(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -193,7 +184,7 @@ class Loop:
 
     def _save(self) -> None:
         if self.place.first:
-            state = {"model": self.module.state_dict(), "optimizers": self._kept.state()}
+            state = {"model": self.module.state_dict(), "optimizers": self._steps.state()}
             save_atomic({**state, "step": self.step}, self._checkpoint)
         wait(self.place)
 

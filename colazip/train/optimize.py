@@ -33,6 +33,15 @@ def muon(matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> to
     return torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside the transformers, and everything else."""
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (inner if parameter.ndim == 2 and ".stack." in name else outer).append(parameter)
+    return inner, outer
+
+
 class Descent:
     """Optimizers that step together under one learning-rate factor, with the gradient clipped to norm 1."""
 

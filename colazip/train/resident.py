@@ -30,13 +30,12 @@ BYTES_A_TOKEN = 9  # two int32, one uint8
 class Segments:
     """Segments of a text, as the codec cuts records, and their passages, each segment a text of its own.
 
-    lo, count: int64 [S], first token and how many; first, passages: int64 [S], first passage and how many;
-    codes: of each size of a code, uint8 [C, M], for C passages. Without a teller there are none.
+    lo, count: int64 [S], first token and how many; passages: int64 [S], how many of them; codes: of each size
+    of a code, uint8 [C, M], for C passages. Without a teller there are none.
     """
 
     lo: np.ndarray
     count: np.ndarray
-    first: np.ndarray
     passages: np.ndarray
     codes: dict[int, np.ndarray]
 
@@ -54,13 +53,11 @@ class Segments:
         spans = spans[spans[:, 1] > spans[:, 0]]
         lo, count = spans[:, 0], spans[:, 1] - spans[:, 0]
         if teller is None:
-            none = np.zeros(len(lo), np.int64)
-            return cls(lo, count, none, none, {})
+            return cls(lo, count, np.zeros(len(lo), np.int64), {})
         passages = np.array(
             [count_passages(-(-n // config.patch), config.patch, PASSAGE_TOKENS) for n in count.tolist()],
             np.int64,
         )
-        first = np.cumsum(passages) - passages
         if kept is not None and kept.exists():
             with np.load(kept) as found:
                 codes = {size: found[str(size)] for size in teller.codebooks}
@@ -71,13 +68,13 @@ class Segments:
                 arrays: dict[str, Any] = {str(size): values for size, values in codes.items()}
                 np.savez(partial, **arrays)
                 partial.replace(kept)
-        return cls(lo, count, first, passages, codes)
+        return cls(lo, count, passages, codes)
 
 
 def _codes(
     store: TokenStore, lo: np.ndarray, count: np.ndarray, teller: Teller, device: torch.device
 ) -> dict[int, np.ndarray]:
-    books = {size: torch.from_numpy(np.asarray(b)).float().to(device) for size, b in teller.codebooks.items()}
+    books = _moved_books(teller.codebooks, device)
     codes: dict[int, list[np.ndarray]] = {size: [] for size in books}
     waiting: list[np.ndarray] = []
 
@@ -147,11 +144,10 @@ class Resident:
         self.tokens = _moved(store.tokens, np.int32, device)
         self.guess = _moved(store.guess, np.int32, device)
         self.kind = _moved(store.kind, np.uint8, device)
-        self._books = {
-            size: torch.from_numpy(np.asarray(codebooks[size])).float().to(device) for size in segments.codes
-        }
+        self._books = _moved_books(codebooks, device)
         self._codes = {size: torch.from_numpy(codes).to(device) for size, codes in segments.codes.items()}
-        self._segments = np.stack([segments.lo, segments.count, segments.first, segments.passages], 1)
+        first = np.cumsum(segments.passages) - segments.passages
+        self._segments = np.stack([segments.lo, segments.count, first, segments.passages], 1)
 
     def batches(self, of: list[Shape], *, seed: int, skip: int = 0) -> Iterator[tuple[Shape, np.ndarray]]:
         """Endless full batches (shape, int64 [rows, 4]), in an order that the seed fixes, from batch `skip`
@@ -218,3 +214,7 @@ class Resident:
 
 def _moved(values: np.ndarray, kind: type, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(values, kind)).to(device)
+
+
+def _moved_books(codebooks: Mapping[int, np.ndarray], device: torch.device) -> dict[int, Tensor]:
+    return {size: _moved(book, np.float32, device) for size, book in codebooks.items()}

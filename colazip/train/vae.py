@@ -17,7 +17,7 @@ from colazip.train.data import TokenStore, Vocabulary, gather
 from colazip.train.distributed import Place
 from colazip.train.loop import Loop, Part, Schedule
 from colazip.train.losses import compute
-from colazip.train.optimize import fitting, guesses, load_checkpoint, muon, to_tensors
+from colazip.train.optimize import fitting, guesses, load_checkpoint, muon, split_parameters, to_tensors
 from colazip.train.resident import BYTES_A_TOKEN, Resident, Segments
 from colazip.train.side import Teller
 
@@ -55,15 +55,6 @@ class VAESchedule(Schedule):
 
 def _choose(shares: Sequence[float], rng: np.random.Generator) -> int:
     return min(int(np.searchsorted(np.cumsum(shares), rng.random() * sum(shares), "right")), len(shares) - 1)
-
-
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside the transformers, and everything else."""
-    inner: list[nn.Parameter] = []
-    outer: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (inner if parameter.ndim == 2 and ".stack." in name else outer).append(parameter)
-    return inner, outer
 
 
 def optimizers(model: nn.Module, schedule: VAESchedule) -> list[torch.optim.Optimizer]:
@@ -143,20 +134,19 @@ def _has_room(device: torch.device, tokens: int) -> bool:
     return tokens * BYTES_A_TOKEN < torch.cuda.get_device_properties(device).total_memory // 4
 
 
-def _captured(
+def captured_steps(
     model: TextVAE,
     schedule: VAESchedule,
     train: TokenStore,
     teller: Teller | None,
     folder: Path,
-    device: torch.device,
 ) -> CapturedSteps:
+    """Steps over a text that goes to the model's device. folder: of the run."""
+    device = model.readout.token_of.device
     segments = Segments.cut(train, model.config, teller, device, folder / "codes.npz")
     books = {} if teller is None else teller.codebooks
     data = Resident(train, segments, model.config, books, device)
-    matrices, others = split_parameters(model)
-    others = [parameter for parameter in others if parameter.requires_grad]
-    return CapturedSteps(model, matrices, others, schedule, data, tuple(books), folder)
+    return CapturedSteps(model, schedule, data, tuple(books), folder)
 
 
 def train_vae(
@@ -201,7 +191,7 @@ def train_vae(
     model.to(device).train()
     if resident is None:
         resident = place.world == 1 and _has_room(device, len(train.tokens))
-    captured = _captured(model, schedule, train, teller, folder, device) if resident else None
+    captured = captured_steps(model, schedule, train, teller, folder) if resident else None
     loop = Loop(
         model,
         captured or optimizers(model, schedule),
