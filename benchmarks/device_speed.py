@@ -32,6 +32,8 @@ PARTS = {
     "tokenizer": (("tokenizer", "encode"), ("tokenizer", "decode")),
     "networks": (
         ("encode", "_run"),
+        ("gpu_decode", "decode_gist"),
+        ("gpu_decode", "decode_exact"),
         ("steps", "context"),
         ("steps", "class_table"),
         ("steps", "slot_table"),
@@ -110,13 +112,13 @@ def work(
     codec = Codec.from_pretrained(model, device=device)
     records = [part for r in read_corpus(file, "text", None).records for part in codec.split(r)]
     blocks = blocks_of(records, int(megabytes * 1e6), number * 997)
-    group = codec._blocks_at_once
     coded: list[Block] = []
     codec.decode_blocks(codec.encode_blocks([[part[:200] for part in blocks[0][:20]]]))  # loads all there is
     pipe.send("ready")
 
     def leg(name: str, *, unpack: bool) -> Leg:
         profile = cProfile.Profile()
+        group = codec._blocks_read_at_once if unpack else codec._blocks_at_once
         text, at = 0, 0
         begun = time.monotonic()
         if profiled:

@@ -12,8 +12,7 @@ import copy
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +40,7 @@ from colazip.wire import Reader, varint, varints
 
 if TYPE_CHECKING:
     from colazip.encode import Coded, LaneEncoder
+    from colazip.nn.gpu_context import DeviceSums
     from colazip.nn.steps import Networks
 
 _T = TypeVar("_T")
@@ -52,7 +52,7 @@ _BLOB_VERSION = 3
 _PLAIN_BLOB, _MODEL_BLOB = 0, 1
 _BLOCKS_AT_ONCE = 16  # bounds memory: about 1 MiB of text in flight
 # A GPU takes about as long for few lanes as for many.
-_BLOCKS_AT_ONCE_GPU = 128
+_BLOCKS_AT_ONCE_GPU, _BLOCKS_READ_AT_ONCE_GPU = 128, 512
 _BATCH, _BATCH_GPU = 64, 256
 _MANY_TOKENS = 512  # from here on torch reads words in context faster than NumPy with its int8 products
 _SCORED_AT_ONCE = 64  # texts: each has a memory of its own, of 768 KiB
@@ -130,6 +130,7 @@ class Codec:
         self.model = model
         self.batch_size = batch_size
         self._blocks_at_once = _BLOCKS_AT_ONCE if on_cpu else _BLOCKS_AT_ONCE_GPU
+        self._blocks_read_at_once = _BLOCKS_AT_ONCE if on_cpu else _BLOCKS_READ_AT_ONCE_GPU
         self._plain = ClassicalCoder(model.dictionary)
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
@@ -181,6 +182,16 @@ class Codec:
         from colazip.encode import LaneEncoder
 
         return LaneEncoder(self.model.vae.to(self.device), self.batch_size)
+
+    @cached_property
+    def _device_sums(self) -> DeviceSums:
+        import torch
+
+        from colazip.nn.gpu_context import DeviceSums
+
+        model, device = self.model, torch.device(self.device)
+        encoder = None if model.context_network is None else model.context_network.to(device)
+        return DeviceSums(model.rows, encoder, self._patch, device)
 
     def _few(self, lanes: Lanes) -> bool:
         """Whether NumPy is the faster way to run these lanes."""
@@ -504,16 +515,6 @@ class Codec:
             raise UsageError(f"this model makes vectors of {width} dimensions only: it has no axes.npy")
         return self.model.axes[:dimensions]
 
-    @contextmanager
-    def _aside(self, call: Callable[..., _T], *arguments: object) -> Iterator[Callable[[], _T]]:
-        """What gives the result of a call: with a GPU, which has to be waited for, it runs in a thread of its
-        own meanwhile."""
-        if self.device == "cpu":
-            yield lambda: call(*arguments)
-            return
-        with ThreadPoolExecutor(1) as pool:
-            yield pool.submit(call, *arguments).result
-
     def _in_context(self, layers: Sequence[str]) -> bool:
         """Whether vectors beside these layers are made in context."""
         return GIST in layers if self._context is None else self._context
@@ -630,7 +631,7 @@ class Codec:
         table = _token_table(tokens, lanes, self._patch)
         thrifty = GIST in layers and EXACT not in layers and self._price is not None
         if SEARCH in layers and GIST in layers and self.conditional:
-            codes = self._codes(len(blocks), lanes, self._pool(lanes, table, self._in_context(layers)))
+            codes = self._codes(len(blocks), lanes, table, self._in_context(layers))
         if GIST in layers and abridger is None and not thrifty:
             return self._encode_text(blocks, layers, level, tokens, foreign, lanes, table, codes)
         # Alone, beside plain text or beside shorter texts, vectors need no coder.
@@ -640,7 +641,7 @@ class Codec:
         elif abridger is not None and GIST in layers:
             result = self._encode_briefs(blocks, level, tokens, foreign, abridger, codes)
         if SEARCH in layers and codes is None:
-            codes = self._codes(len(blocks), lanes, self._pool(lanes, table, self._in_context(layers)))
+            codes = self._codes(len(blocks), lanes, table, self._in_context(layers))
         for b, (parts, made) in enumerate(zip(blocks, result, strict=True)):
             if SEARCH in layers and codes is not None:
                 made[SEARCH] = dump_codes(len(parts), *codes[b])
@@ -759,12 +760,9 @@ class Codec:
         """Blocks with a gist. tokens: of each part; foreign: parts that have no lanes; table int64 [L, T];
         codes: search codes of each block that the text is coded given, if it is."""
         side = self._side(lanes, codes)
-        pool = self._pool if SEARCH in layers and codes is None else _no_sums
-        with self._aside(pool, lanes, table, self._in_context(layers)) as pooled:
-            coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers, side=side)
-            sums = pooled()
+        coded = self._encoder.code(lanes, table, self._detail, exact=EXACT in layers, side=side)
         if SEARCH in layers and codes is None:
-            codes = self._codes(len(blocks), lanes, sums)
+            codes = self._codes(len(blocks), lanes, table, self._in_context(layers))
         plain = [
             foreign[b] | self._choose_plain(b, parts, level, lanes, coded) for b, parts in enumerate(blocks)
         ]
@@ -828,25 +826,54 @@ class Codec:
             return None
         return beside(lanes, [(slots, read_codes(c, self._codebook)) for slots, c in codes], self._patch)
 
-    def _codes(self, count: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> list[Codes]:
-        """Codes of the passages of each of `count` blocks, of all parts that have lanes. sums: float64 [P, D]
-        of each lane, its patches' summands."""
-        return [self._codes_of(b, lanes, sums) for b in range(count)]
+    def _codes(self, count: int, lanes: Lanes, table: np.ndarray, context: bool) -> list[Codes]:
+        """Codes of the passages of each of `count` blocks, of all parts that have lanes. table: int64 [L,
+        T]."""
+        order = np.lexsort((lanes.start, lanes.part, lanes.block))
+        ends = np.cumsum(lanes.patches[order])
+        owner = np.stack([lanes.block, lanes.part], 1)[order]
+        last = np.flatnonzero(np.append((owner[1:] != owner[:-1]).any(1), [True] * bool(len(order))))
+        slots: list[list[int]] = [[] for _ in range(count)]
+        spans: list[tuple[int, int]] = []  # of all passages, in the patches of all lanes
+        first = 0
+        for (b, part), end in zip(owner[last].tolist(), ends[last].tolist(), strict=True):
+            own = windows(end - first, self._patch, self._count_passages(end - first))
+            spans += [(first + lo, first + hi) for lo, hi in own]
+            slots[b] += [part] * len(own)
+            first = end
+        sums = self._passage_sums(lanes, table, order, spans, context)
+        if self.device == "cpu":
+            codes = assign_codes(unit(sums), self._codebook)
+        else:
+            import torch
 
-    def _codes_of(self, b: int, lanes: Lanes, sums: Sequence[np.ndarray]) -> Codes:
-        mine: dict[int, list[int]] = {}
-        for i in np.flatnonzero(lanes.block == b).tolist():
-            mine.setdefault(int(lanes.part[i]), []).append(i)
-        slots: list[int] = []
-        pooled = [np.zeros((0, self.model.config.vector))]
-        for part in sorted(mine):
-            ordered = sorted(mine[part], key=lambda i: int(lanes.start[i]))
-            summands = np.concatenate([sums[i] for i in ordered])  # [P, D]
-            spans = windows(len(summands), self._patch, self._count_passages(len(summands)))
-            # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
-            pooled.append(np.stack([summands[start:end].sum(0) for start, end in spans]))
-            slots += [part] * len(spans)
-        return np.array(slots, np.int64), assign_codes(unit(np.concatenate(pooled)), self._codebook)
+            from colazip.nn import gpu_context
+
+            with torch.inference_mode():
+                codes = gpu_context.assign_codes(unit(sums), self._codebook, torch.device(self.device))
+        cuts = np.cumsum([len(of_block) for of_block in slots])[:-1]
+        return [(np.array(s, np.int64), c) for s, c in zip(slots, np.split(codes, cuts), strict=True)]
+
+    def _passage_sums(
+        self,
+        lanes: Lanes,
+        table: np.ndarray,
+        order: np.ndarray,
+        spans: Sequence[tuple[int, int]],
+        context: bool,
+    ) -> np.ndarray:
+        """What spans of the patches of all lanes, in the order int64 [L], add up to: float64 [C, D]."""
+        if self.device != "cpu":
+            import torch
+
+            texts = [table[i, : lanes.count[i]] for i in order]
+            with torch.inference_mode():
+                return self._device_sums(texts, np.array(spans, np.int64).reshape(-1, 2), context=context)
+        pooled = self._pool(lanes, table, context)
+        summands = np.concatenate([pooled[i] for i in order]) if len(order) else np.zeros((0, 0))
+        # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
+        found = [summands[lo:hi].sum(0) for lo, hi in spans]
+        return np.array(found).reshape(len(found), self.model.config.vector)
 
     @staticmethod
     def _streams(count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
@@ -877,7 +904,7 @@ class Codec:
         lo = 0
         while lo < len(blocks):
             hi = lo + 1
-            while hi < min(len(blocks), lo + self._blocks_at_once) and heads[hi] == heads[lo]:
+            while hi < min(len(blocks), lo + self._blocks_read_at_once) and heads[hi] == heads[lo]:
                 hi += 1
             some = _Opened(blocks[lo:hi], self)
             with self._networks(some.lanes) as net:
@@ -995,11 +1022,6 @@ def _codebook(model: Model, size: int) -> np.ndarray:
         sizes = " or ".join(map(str, model.config.codes))
         raise UsageError(f"search codes of {size} bytes: this model makes codes of {sizes}")
     return model.codebooks[size]
-
-
-def _no_sums(lanes: Lanes, table: np.ndarray, context: bool) -> list[np.ndarray]:
-    """Without search codes nothing is added up."""
-    return []
 
 
 def _is_foreign(part: bytes, tokens: np.ndarray) -> bool:

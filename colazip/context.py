@@ -14,7 +14,7 @@ import numpy as np
 from colazip.vectors import RowSums
 
 WINDOW = 256  # tokens whose units see each other
-_POSITIONS = 4096  # of a batch, padding included
+_POSITIONS = 4096  # of a batch on a CPU, padding included
 # Sums of rows float32 [B, U, D], bool [B, U] of those that are there -> float32 [B, U, D].
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # Calls something for each batch of windows.
@@ -64,7 +64,7 @@ def summands(
                 text, at = places[i]
                 np.add.at(found[text], at, added[lane, : len(at)])
 
-    each(add, list(_batches([len(u) for u in units])))
+    each(add, list(like_lengths([len(u) for u in units], _POSITIONS)))
     return found
 
 
@@ -74,11 +74,12 @@ def _windows(patches: int, longest: int) -> list[tuple[int, int]]:
     return [(i * patches // count, (i + 1) * patches // count) for i in range(count)]
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Windows of like length together, so that there is little padding."""
+def like_lengths(lengths: Sequence[int], positions: int) -> Iterator[list[int]]:
+    """Windows of like length together, so that there is little padding: at most `positions` in a batch, or
+    one."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[i] > _POSITIONS:
+        if batch and (len(batch) + 1) * lengths[i] > positions:
             yield batch
             batch = []
         batch.append(i)

@@ -27,6 +27,8 @@ def decode_gist(
 ) -> np.ndarray:
     """Gist tokens of all lanes, int64 [L, P * K], zero behind a lane's end. streams: the gist stream of each
     block. side: what they were coded given, if anything."""
+    if net.on_gpu is not None:
+        return net.on_gpu.decode_gist(lanes, streams, detail, side)
     patch = config.patch
     decoder = StreamDecoder(streams)
     longest = int(lanes.patches.max(initial=0))
@@ -70,9 +72,11 @@ def decode_exact(
 ) -> list[np.ndarray]:
     """Exact tokens of every lane, int64 [T] each. gist: what `decode_gist` gave. streams: the exact stream of
     each block. batch: lanes that pass the decoder together. side: as `decode_gist` takes it."""
+    if net.on_gpu is not None:
+        return net.on_gpu.decode_exact(lanes, gist, streams, detail, batch, side)
     decoder = StreamDecoder(streams)
     tokens = gist.copy()
-    for lo, hi, where, given in _open(net, lanes, gist, detail, batch, side):
+    for lo, hi, where, given in open_tokens(net, lanes, gist, detail, batch, side):
         here = gist[lo:hi, : where.shape[1]]
         table = net.rare_table(here, lanes.count[lo:hi], where, detail, given)
         rows, columns = np.nonzero(where)
@@ -95,7 +99,7 @@ def read_tokens(
     """The likeliest tokens behind the gist of every lane, int64 [T] each. side: what it was coded given, if
     anything."""
     tokens = gist.copy()
-    for lo, hi, where, given in _open(net, lanes, gist, detail, batch, side):
+    for lo, hi, where, given in open_tokens(net, lanes, gist, detail, batch, side):
         here = gist[lo:hi, : where.shape[1]]
         rows, columns = np.nonzero(where)
         slots = net.rare_best(here, lanes.count[lo:hi], where, detail, given)
@@ -103,7 +107,7 @@ def read_tokens(
     return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
 
 
-def _open(
+def open_tokens(
     net: Networks, lanes: Lanes, gist: np.ndarray, detail: int, batch: int, side: Side | None
 ) -> Iterator[tuple[int, int, np.ndarray, Side | None]]:
     """(first lane, end, which of their tokens are open, bool [B, P * K], what they were coded given) of

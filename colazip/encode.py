@@ -12,7 +12,7 @@ from torch import Tensor
 from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
 from colazip.memory import recall
-from colazip.nn.exact import frequencies
+from colazip.nn.exact import cumulative
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
@@ -149,7 +149,6 @@ def _in_lanes(
 
 def _pairs(logits: Tensor, symbols: Tensor) -> np.ndarray:
     """Interval of each symbol [N] under its logits [N, A]: uint32 [2, N] of start and frequency."""
-    freq = frequencies(logits)
-    end = freq.cumsum(-1, dtype=torch.int32).gather(1, symbols[:, None])[:, 0]
-    mine = freq.gather(1, symbols[:, None])[:, 0]
-    return torch.stack([end - mine, mine]).cpu().numpy().astype(np.uint32)
+    cdf = cumulative(logits)
+    start, end = (cdf.gather(1, (symbols + i)[:, None])[:, 0] for i in (0, 1))
+    return torch.stack([start, end - start]).cpu().numpy().astype(np.uint32)

@@ -13,15 +13,15 @@ ORDERS = 3  # contexts of 1 to ORDERS tokens; the longest one that is known make
 RUNS = 4  # how often in a row the guess was right, counted up to RUNS - 1
 KINDS = 1 + ORDERS * RUNS  # kinds of guesses; kind 0 is none
 
-_SLOT_BITS = 15  # a block holds at most 2**16 tokens, many of them in contexts that came before
-_TAG_BITS = (
+SLOT_BITS = 15  # a block holds at most 2**16 tokens, many of them in contexts that came before
+TAG_BITS = (
     40  # of a context's hash, kept with the entry: a wrong match is as good as impossible, and harmless
 )
-TOKEN_BITS, _RUN_BITS = 16, 2
-_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)[:, None]
+TOKEN_BITS, RUN_BITS = 16, 2
+ODD = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93  # of each order
+_ODDS = np.array(ODD, np.uint64)[:, None]
 
-_ODD_ONE = [int(odd) for odd in _ODD[:, 0]]
-_WORD, _TAG, _TOKEN = (1 << 64) - 1, (1 << _TAG_BITS) - 1, (1 << TOKEN_BITS) - 1
+_WORD, _TAG, _TOKEN = (1 << 64) - 1, (1 << TAG_BITS) - 1, (1 << TOKEN_BITS) - 1
 
 
 class BlockMemory:
@@ -30,7 +30,7 @@ class BlockMemory:
 
     def __init__(self, blocks: int) -> None:
         # One entry a slot: tag, runs, token, in this order from the top.
-        self._table = np.zeros((ORDERS * blocks) << _SLOT_BITS, np.uint64)
+        self._table = np.zeros((ORDERS * blocks) << SLOT_BITS, np.uint64)
         self._blocks = blocks
 
     def guess(self, block: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,12 +43,12 @@ class BlockMemory:
         context[0] = history[:, 0] + 1
         for order in range(1, ORDERS):
             context[order] = context[order - 1] << np.uint64(TOKEN_BITS) | history[:, order].astype(np.uint64)
-        mixed = context * _ODD  # modulo 2**64
-        tag = np.maximum((mixed >> np.uint64(8)) & np.uint64((1 << _TAG_BITS) - 1), np.uint64(1))  # 0: empty
+        mixed = context * _ODDS  # modulo 2**64
+        tag = np.maximum((mixed >> np.uint64(8)) & np.uint64((1 << TAG_BITS) - 1), np.uint64(1))  # 0: empty
         place = np.arange(ORDERS)[:, None] * self._blocks + block
-        slot = (place << _SLOT_BITS) + (mixed >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
+        slot = (place << SLOT_BITS) + (mixed >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
         entry = self._table[slot]
-        hit = entry >> np.uint64(TOKEN_BITS + _RUN_BITS) == tag
+        hit = entry >> np.uint64(TOKEN_BITS + RUN_BITS) == tag
         token = (entry & np.uint64((1 << TOKEN_BITS) - 1)).astype(np.int64)
         runs = (entry >> np.uint64(TOKEN_BITS) & np.uint64(RUNS - 1)).astype(np.int64)
         self._asked = tag, slot, hit, token, runs
@@ -67,7 +67,7 @@ class BlockMemory:
         tag, slot, hit, token, runs = self._asked
         runs = np.where(hit & (token == came), np.minimum(runs + 1, RUNS - 1), 0)
         low = (runs << TOKEN_BITS | came).astype(np.uint64)
-        self._table[slot] = tag << np.uint64(TOKEN_BITS + _RUN_BITS) | low
+        self._table[slot] = tag << np.uint64(TOKEN_BITS + RUN_BITS) | low
 
     def _guess_one(self, block: int, history: list[int]) -> tuple[int, int]:
         """`guess` for one lane: the same in Python's integers, of which few are faster than small arrays."""
@@ -75,11 +75,11 @@ class BlockMemory:
         self._asked_one = []
         for order, token in enumerate(history):
             context = context + token if order == 0 else context << TOKEN_BITS | token
-            mixed = context * _ODD_ONE[order] & _WORD
+            mixed = context * ODD[order] & _WORD
             tag = mixed >> 8 & _TAG or 1
-            slot = ((order * self._blocks + block) << _SLOT_BITS) + (mixed >> 64 - _SLOT_BITS)
+            slot = ((order * self._blocks + block) << SLOT_BITS) + (mixed >> 64 - SLOT_BITS)
             entry = int(self._table[slot])
-            hit = entry >> TOKEN_BITS + _RUN_BITS == tag
+            hit = entry >> TOKEN_BITS + RUN_BITS == tag
             known, runs = entry & _TOKEN, entry >> TOKEN_BITS & RUNS - 1
             if hit:
                 found, kind = known, 1 + order * RUNS + runs
@@ -90,7 +90,7 @@ class BlockMemory:
         """`learn` for one lane."""
         for tag, slot, hit, known, runs in self._asked_one:
             runs = min(runs + 1, RUNS - 1) if hit and known == came else 0
-            self._table[slot] = tag << TOKEN_BITS + _RUN_BITS | runs << TOKEN_BITS | came
+            self._table[slot] = tag << TOKEN_BITS + RUN_BITS | runs << TOKEN_BITS | came
 
     def follow(self, block: int) -> None:
         """Make all memories the one of `block`."""

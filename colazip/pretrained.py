@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from colazip.cells import TokenCells
+    from colazip.nn.context import ContextEncoder
     from colazip.nn.dit import DiT
     from colazip.nn.entries import EntryDiT
     from colazip.nn.portable import ContextEncoder as PortableEncoder
@@ -115,16 +116,23 @@ class Model:
         return ContextEncoder(config, Weights(self.tensors, "search.encoder.", product))
 
     @cached_property
-    def context_encoder(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
-        """The same by torch's own operations, the fastest where there is much to read."""
-        import torch
-
+    def context_network(self) -> ContextEncoder | None:
+        """That network itself."""
         from colazip.nn.context import ContextEncoder
 
         if self.config.search_encoder is None:
             return None
         network = ContextEncoder.for_text(self.config)
         _import(network, "search.encoder.", self.tensors)
+        return network
+
+    @cached_property
+    def context_encoder(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        """The same by torch's own operations, the fastest where there is much to read."""
+        import torch
+
+        if (network := self.context_network) is None:
+            return None
 
         def run(units: np.ndarray, valid: np.ndarray) -> np.ndarray:
             with torch.inference_mode():

@@ -100,14 +100,15 @@ class RowSums:
         self, packed: np.ndarray, scale: np.ndarray, token_bytes: Sequence[bytes], word_rows: int
     ) -> None:
         rows = unpack_nibbles(packed).astype(np.float32) * scale
-        self._rows = np.rint(np.clip(rows, -127.0, 127.0) * np.float32(256.0)).astype(np.int16)
-        self._words = WordHash(token_bytes)
+        # In 1 / 256.
+        self.grid = np.rint(np.clip(rows, -127.0, 127.0) * np.float32(256.0)).astype(np.int16)
+        self.words = WordHash(token_bytes)
         self._tokens, self._word_rows = len(token_bytes), word_rows
 
     @property
     def width(self) -> int:
         """Of a vector, D."""
-        return self._rows.shape[1]
+        return self.grid.shape[1]
 
     def patches(self, tokens: np.ndarray, patch: int) -> np.ndarray:
         """What each patch adds to a sum: tokens int64 [T] -> float64 [P, D]. A word counts where it begins.
@@ -119,7 +120,7 @@ class RowSums:
 
     def units(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What an encoder reads: (sums of each unit's rows, float32 [U, D]; its first token, int64 [U])."""
-        first = self._words.units(tokens)
+        first = self.words.units(tokens)
         unit = np.searchsorted(first, np.arange(len(tokens)), side="right") - 1
         return (self._sums(tokens, unit, len(first)) / 256.0).astype(np.float32), first
 
@@ -129,10 +130,16 @@ class RowSums:
         group: of each token, ascending. A word counts where its first token is.
         """
         if not len(tokens):
-            return np.zeros((0, self._rows.shape[1]), np.int64)
-        hashes, first, _ = self._words.words(tokens)
-        rows = np.concatenate([tokens, self._tokens + hashes.astype(np.int64) % self._word_rows])
-        at = np.concatenate([group, group[first]])
+            return np.zeros((0, self.grid.shape[1]), np.int64)
+        rows, first = self.entries(tokens)
+        at = group[first]
         order = np.argsort(at, kind="stable")
         starts = np.searchsorted(at[order], np.arange(count))
-        return np.add.reduceat(self._rows[rows[order]].astype(np.int32), starts, axis=0)
+        return np.add.reduceat(self.grid[rows[order]].astype(np.int32), starts, axis=0)
+
+    def entries(self, tokens: np.ndarray, starts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the tokens and words of a text, and the token at which each counts: int64 [N] both.
+        Arguments as `WordHash.joined` has them."""
+        hashes, first, _ = self.words.words(tokens, starts)
+        rows = np.concatenate([tokens, self._tokens + hashes.astype(np.int64) % self._word_rows])
+        return rows, np.concatenate([np.arange(len(tokens)), first])

@@ -31,23 +31,28 @@ class WordHash:
         )
         self._ends = np.array([_is_letter(t[-1:]) and not t.endswith(_MARKS) for t in token_bytes])
 
-    def joined(self, tokens: np.ndarray) -> np.ndarray:
-        """Whether a token goes on with the word of the one before: int64 [T] -> bool [T]."""
+    def joined(self, tokens: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
+        """Whether a token goes on with the word of the one before: int64 [T] -> bool [T]. starts: where a
+        text begins, of several that are end to end, int64 [n]."""
         joined = np.zeros(len(tokens), bool)
         joined[1:] = self._begins[tokens[1:]] & self._ends[tokens[:-1]]
+        if starts is not None:
+            joined[starts] = False
         return joined
 
-    def units(self, tokens: np.ndarray) -> np.ndarray:
+    def units(self, tokens: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
         """First tokens of what an encoder takes for one position, int64 [U]: words, long ones in pieces of
-        _UNIT tokens."""
-        first = np.flatnonzero(~self.joined(tokens))
+        _UNIT tokens. Arguments as `joined` has them."""
+        first = np.flatnonzero(~self.joined(tokens, starts))
         inside = np.arange(len(tokens)) - np.repeat(first, np.diff(np.append(first, len(tokens))))
         return np.flatnonzero(inside % _UNIT == 0)
 
-    def words(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def words(
+        self, tokens: np.ndarray, starts: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens int64 [T] -> of each word of several tokens (hash uint32 [N], first token [N], length
-        [N])."""
-        first = np.flatnonzero(~self.joined(tokens))
+        [N]). Arguments as `joined` has them."""
+        first = np.flatnonzero(~self.joined(tokens, starts))
         length = np.diff(np.append(first, len(tokens)))
         first, length = first[length > 1], length[length > 1]
         value = self._value[tokens[first]]

@@ -26,7 +26,7 @@ _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes 
 
 
 @lru_cache(maxsize=8)
-def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+def tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Attention weights and frequencies: exp2 in steps of 1/32, as integers."""
     with torch.inference_mode(False):  # training may use them later
         return torch.from_numpy(ATTENTION_TABLE).to(device), torch.from_numpy(FREQUENCY_TABLE).to(device)
@@ -119,6 +119,25 @@ def _inverse_rms(q: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+def exact_kernels(device: torch.device) -> Any:
+    """The module of kernels that exact layers use on a device without gradients; None where they don't run or
+    give other bits."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    try:
+        from colazip.nn import gpu_exact
+
+        with torch.inference_mode(False), torch.no_grad():
+            right = gpu_exact.agree(device)
+    except Exception as error:
+        print(f"exact layers without fused kernels ({type(error).__name__})", file=sys.stderr)
+        return None
+    if not right:
+        print("exact layers without fused kernels: they differ on this device", file=sys.stderr)
+    return gpu_exact if right else None
+
+
+@lru_cache(maxsize=8)
 def training_kernels(device: torch.device) -> Any:
     """The module of fused kernels that training uses on a device; None where they don't run."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -206,6 +225,13 @@ class ExactLinear(Quantized):
                 y = kernels.FusedLinear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.norm)
                 return y.view(*x.shape[:-1], len(self.weight))
             return _Linear.apply(x, self.weight, self.norm)
+        if (exact := exact_kernels(x.device)) is not None:
+            y = exact.linear(x.reshape(-1, x.shape[-1]), self.q, self.scale, norm=self.norm)
+            return y.view(*x.shape[:-1], len(self.q))
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """`forward` with int8 weights, operation by operation."""
         rows = x.reshape(-1, x.shape[-1])
         y = rows.new_empty(len(rows), len(self.q))
         for lo, hi in runs_of_rows(len(rows), max(self.q.shape), x.device):
@@ -230,6 +256,8 @@ def exact_mlp(x: Tensor, up: ExactLinear, down: ExactLinear) -> Tensor:
         if kernels is None:
             return down(torch.relu(up(x)).square())
         y = kernels.FusedMLP.apply(rows, up.weight, down.trainable)
+    elif (exact := exact_kernels(x.device)) is not None:
+        y = exact.mlp(rows, (up.q, up.scale), (down.q, down.scale), norm=up.norm)
     else:
         y = rows.new_empty(len(rows), len(down.q))
         for lo, hi in runs_of_rows(len(rows), len(up.q), x.device):
@@ -359,6 +387,9 @@ def _grouped_product(q8: Tensor, qw8: Tensor, scale_w: Tensor, factor: Tensor, g
 
 def grouped_product(q8: Tensor, groups8: Tensor, factor: Tensor, group: Tensor) -> Tensor:
     """Row i of int8 [N, K] by the matrix of its group, int8 [G, M, K], times its factor: float32 [N, M]."""
+    if (exact := exact_kernels(q8.device)) is not None:
+        y: Tensor = exact.pick(q8, groups8, factor, group)
+        return y
     ones = _constant(1.0, torch.float32, q8.device).expand(*groups8.shape[:2], 1)
     if q8.is_cuda:
         return _picked_product(q8, groups8, ones, factor, group)
@@ -386,6 +417,10 @@ class ExactReadout(Quantized):
     def forward(self, x: Tensor, group: Tensor) -> Tensor:
         if self.weight is not None:
             return _GroupedReadout.apply(x, self.weight, group)
+        if (exact := exact_kernels(x.device)) is not None:
+            q8, factor = exact.quantize(x, norm=True)
+            y: Tensor = exact.pick(q8, self.q, factor, group, self.scale)
+            return y
         q, _ = quantize_rows(x)
         q8, factor = q.to(torch.int8), _inverse_rms(q)
         if x.is_cuda:
@@ -411,7 +446,7 @@ def softmax_of_steps(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _weights(gaps: Tensor) -> tuple[Tensor, Tensor]:
     """Of steps below the top. Without gradients the gaps are used up."""
     step = gaps.round_().clamp_max_(len(ATTENTION_TABLE) - 1.0).to(torch.int32)
-    weights = _tables(gaps.device)[0].index_select(0, step.flatten()).view(gaps.shape)
+    weights = tables(gaps.device)[0].index_select(0, step.flatten()).view(gaps.shape)
     return weights, weights.sum(-1, keepdim=True)
 
 
@@ -423,7 +458,7 @@ def frequencies(logits: Tensor) -> Tensor:
     count = logits.shape[-1]
     top = logits.amax(-1, keepdim=True)
     step = torch.round((top - logits) * float(TABLE_STEPS)).clamp_max(len(FREQUENCY_TABLE) - 1.0)
-    weights = _tables(logits.device)[1][step.to(torch.int32)]
+    weights = tables(logits.device)[1][step.to(torch.int32)]
     # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below
     # 2**PRECISION.
     weights64 = weights.double()
@@ -431,3 +466,14 @@ def frequencies(logits: Tensor) -> Tensor:
     freq = torch.floor(weights64 * share).to(torch.int32) + 1
     freq[:, 0] += 2**PRECISION - freq.sum(-1, dtype=torch.int32)
     return freq
+
+
+def cumulative(logits: Tensor) -> Tensor:
+    """Cumulative frequencies of logits [N, A]: int32 [N, A + 1], each row from 0 to 2**PRECISION."""
+    if (kernels := exact_kernels(logits.device)) is not None:
+        fused: Tensor = kernels.cumulative(logits)
+        return fused
+    freq = frequencies(logits)
+    cdf = torch.zeros(len(freq), freq.shape[1] + 1, dtype=torch.int32, device=freq.device)
+    torch.cumsum(freq, -1, dtype=torch.int32, out=cdf[:, 1:])
+    return cdf

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from colazip.nn.exact import (
     ExactLinear,
+    exact_kernels,
     exact_mlp,
     integer_softmax,
     quantize_rows,
@@ -66,6 +67,10 @@ class ExactBlock(nn.Module):
         self.down = ExactLinear(hidden, width, zero=True)
         self.temperature = nn.Parameter(torch.full((heads,), 0.75))
         self.register_buffer("slopes", torch.from_numpy(alibi_slopes(heads)), persistent=False)
+
+    @property
+    def _frozen(self) -> bool:
+        return self.qkv.weight is None
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, P, D] -> queries, keys, values as integers [B, H, P, W], in float32, or in bfloat16 where a GPU
@@ -127,6 +132,11 @@ class ExactBlock(nn.Module):
         none)."""
         if x.shape[1] > ATTENTION_KEYS:
             raise ValueError(f"{x.shape[1]} positions: at most {ATTENTION_KEYS} give exact attention")
+        if self._frozen and (kernels := exact_kernels(x.device)) is not None:
+            own = kernels.project(self.qkv(x), self.heads)
+            factor = self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
+            seen = None if self.causal else valid
+            return self._finish(x, kernels.attend(*own, factor, self.slopes, seen, causal=self.causal))
         q, k, v = self._project(x)
         if bias is not None:
             # Float attention over the same integers: close to the exact path and several times faster.
@@ -156,6 +166,12 @@ class ExactBlock(nn.Module):
 
     def step(self, x: Tensor, position: int, cache: StepCache) -> Tensor:
         """One position of the first n lanes: x [n, D] -> [n, D], equal to `forward` at that position."""
+        if (kernels := exact_kernels(x.device)) is not None:
+            q, k, v = (part[:, :, 0] for part in kernels.project(self.qkv(x)[:, None], self.heads))
+            cache.put(position, k, v)
+            factor = self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
+            mixed = kernels.attend_step(q, cache.key, cache.value, position + 1, factor, self.slopes)
+            return self._finish(x, mixed)
         q, k, v = self._project(x[:, None])
         cache.put(position, k[:, :, 0], v[:, :, 0])
         distance = torch.arange(position, -1, -1, device=x.device).float()[None]

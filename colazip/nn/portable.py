@@ -374,6 +374,8 @@ class Decoder:
 class PortableNetworks:
     """`colazip.nn.steps.Networks` in NumPy. product: as `Weights` takes it."""
 
+    on_gpu = None
+
     def __init__(
         self,
         config: ModelConfig,

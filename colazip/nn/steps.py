@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import os
+import sys
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from colazip.lanes import Lanes
 from colazip.names import TokenNames
-from colazip.nn.exact import frequencies
+from colazip.nn.exact import cumulative
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
+
+
+class GPUDecoding(Protocol):
+    """Decoding that leaves everything on a GPU: arguments and results as in `colazip.decode`."""
+
+    def decode_gist(
+        self, lanes: Lanes, streams: Sequence[bytes], detail: int, side: Side | None = None
+    ) -> np.ndarray: ...
+
+    def decode_exact(
+        self,
+        lanes: Lanes,
+        gist: np.ndarray,
+        streams: Sequence[bytes],
+        detail: int,
+        batch: int,
+        side: Side | None = None,
+    ) -> list[np.ndarray]: ...
 
 
 class Networks(Protocol):
@@ -19,7 +42,11 @@ class Networks(Protocol):
 
     Shapes: L lanes, n or m of them active, P patches, K tokens a patch, C channels a token. Tables are
     cumulative integer frequencies, int32 [rows, symbols + 1].
+    on_gpu: what decodes without waiting for each step's tables; None: nothing does.
     """
+
+    @property
+    def on_gpu(self) -> GPUDecoding | None: ...
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         """Begin the gists, of one detail, of `lanes` lanes. side: what they are coded given, if anything."""
@@ -70,63 +97,105 @@ class Networks(Protocol):
         """The likeliest slots of open tokens, int64 [N], as `rare_table` takes them."""
 
 
+@lru_cache(maxsize=8)
+def decoding_kernels(device: torch.device) -> Any:
+    """The module that decodes on a GPU; None where its kernels don't run."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    try:
+        from colazip.nn import gpu_decode
+
+        gpu_decode.try_out(device)  # Triton compiles, which takes a C compiler
+    except Exception as error:
+        print(f"decoding step by step, no kernels for it ({type(error).__name__})", file=sys.stderr)
+        return None
+    return gpu_decode
+
+
 class TorchNetworks:
     """`Networks` over a TextVAE, on its device. Call within `torch.inference_mode()`."""
 
     def __init__(self, vae: TextVAE) -> None:
-        self._vae, self._config = vae, vae.config
-        self._device = vae.readout.token_of.device
+        self.vae, self._config = vae, vae.config
+        self.device = vae.readout.token_of.device
         # Tokens, classes and slots are looked up here: a GPU would have to be waited for each time.
         self._names = TokenNames(
             {n: t.cpu().numpy() for n, t in vae.readout.named_buffers(recurse=False)}, ""
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _real(self, patches: int, counts: np.ndarray) -> Tensor:
-        at = torch.arange(patches * self._config.patch, device=self._device).view(patches, -1)
+        at = torch.arange(patches * self._config.patch, device=self.device).view(patches, -1)
         return at < self._tensor(counts)[:, None, None]
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
-        self._caches, self._detail = self._vae.coder.stack.caches(lanes), detail
+        self._caches, self._detail = self.vae.coder.stack.caches(lanes), detail
         self._told = self._tell(side)
 
     def _tell(self, side: Side | None) -> Told | None:
-        return None if side is None else self._vae.tell(self._tensor(side.vectors), self._tensor(side.of))
+        return None if side is None else self.vae.tell(self._tensor(side.vectors), self._tensor(side.of))
+
+    @cached_property
+    def on_gpu(self) -> GPUDecoding | None:
+        if (kernels := decoding_kernels(self.device)) is None:
+            return None
+        decoding: GPUDecoding = kernels.Decoding(self)
+        return decoding
 
     def context(self, position: int, previous: np.ndarray) -> None:
+        self.advance(position, self._tensor(previous))
+
+    def advance(self, position: int, previous: Tensor) -> None:
+        """`context`, of tokens int64 [n, K]."""
         if position:
-            before = self._vae.embed_patches(self._tensor(previous))
+            before = self.vae.embed_patches(previous)
         else:
             width = self._config.patch * self._config.embedding
-            before = torch.zeros(len(previous), width, device=self._device)
+            before = torch.zeros(len(previous), width, device=self.device)
         about = None
         if self._told is not None:
             self._which = self._told.of[: len(previous), position]
             about = self._told.coder[self._which]
-        self._slots = self._vae.coder.step(before, position, self._detail, self._caches, about)
+        self._slots = self.vae.coder.step(before, position, self._detail, self._caches, about)
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
-        coder = self._vae.coder
         asked = self._tensor(np.column_stack([lanes, guess, kind, history]))  # one transfer
-        at, guesses, kinds, before = asked[:, 0], asked[:, 1], asked[:, 2], asked[:, 3:]
+        at = asked[:, 0]
+        which = None if self._told is None else self._which[at]
         slots = self._slots[at, token]
-        self._states = coder.tokens(slots, before, guesses, kinds, self._vae.embed)
-        self._guess = coder.weigh(self._states, guesses, kinds)
+        return table(self._class_logits(slots, which, asked[:, 3:], asked[:, 1], asked[:, 2]))
+
+    def class_logits(self, token: int, history: Tensor, guess: Tensor, kind: Tensor) -> Tensor:
+        """What `class_table` is the table of, of the first n lanes: history int64 [n, 3], guess and kind
+        int64 [n]."""
+        which = None if self._told is None else self._which[: len(guess)]
+        return self._class_logits(self._slots[: len(guess), token], which, history, guess, kind)
+
+    def _class_logits(
+        self, slots: Tensor, which: Tensor | None, history: Tensor, guess: Tensor, kind: Tensor
+    ) -> Tensor:
+        vae = self.vae
+        self._states = vae.coder.tokens(slots, history, guess, kind, vae.embed)
+        self._guess = vae.coder.weigh(self._states, guess, kind)
         lift = None
-        if self._told is not None:
-            self._asked, self._gates = self._which[at], self._vae.gates(self._states)
-            lift = self._vae.lift_classes(self._gates, self._told, self._asked)
-        return table(self._vae.readout.class_logits(self._states, self._guess, lift))
+        if self._told is not None and which is not None:
+            self._asked, self._gates = which, vae.gates(self._states)
+            lift = vae.lift_classes(self._gates, self._told, which)
+        return vae.readout.class_logits(self._states, self._guess, lift)
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
-        readout, asked, lift = self._vae.readout, self._tensor(classes), None
+        return table(self.slot_logits(self._tensor(classes)))
+
+    def slot_logits(self, classes: Tensor) -> Tensor:
+        """What `slot_table` is the table of: int64 [n]."""
+        lift = None
         if self._told is not None:
-            lift = self._vae.lift_slots(self._gates, self._told, self._asked, asked)
-        return table(readout.gist_logits(self._states, asked, self._detail, self._guess, lift))
+            lift = self.vae.lift_slots(self._gates, self._told, self._asked, classes)
+        return self.vae.readout.gist_logits(self._states, classes, self._detail, self._guess, lift)
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._names.token_of[classes, slots]
@@ -148,7 +217,7 @@ class TorchNetworks:
         detail: int,
         side: Side | None = None,
     ) -> np.ndarray:
-        return table(self._rare(tokens, counts, where, detail, side))
+        return table(self.rare_logits(tokens, counts, where, detail, side))
 
     def rare_best(
         self,
@@ -158,22 +227,21 @@ class TorchNetworks:
         detail: int,
         side: Side | None = None,
     ) -> np.ndarray:
-        return self._rare(tokens, counts, where, detail, side).argmax(-1).cpu().numpy()
+        return self.rare_logits(tokens, counts, where, detail, side).argmax(-1).cpu().numpy()
 
-    def _rare(
+    def rare_logits(
         self, tokens: np.ndarray, counts: np.ndarray, where: np.ndarray, detail: int, side: Side | None
     ) -> Tensor:
+        """What `rare_table` is the table of."""
         shape = len(tokens), -1, self._config.patch
         patches = self._tensor(tokens).view(shape)
         real = self._real(patches.shape[1], counts)
-        return self._vae.rare_logits(patches, real, self._tensor(where).view(shape), detail, self._tell(side))
+        return self.vae.rare_logits(patches, real, self._tensor(where).view(shape), detail, self._tell(side))
 
 
 def table(logits: Tensor) -> np.ndarray:
-    """Cumulative integer frequencies of logits [N, A]: int32 [N, A + 1]."""
-    freq = frequencies(logits)
-    cdf = torch.zeros(len(freq), freq.shape[1] + 1, dtype=torch.int32, device=freq.device)
-    torch.cumsum(freq, -1, dtype=torch.int32, out=cdf[:, 1:])
+    """Cumulative integer frequencies of logits [N, A], on the host: int32 [N, A + 1]."""
+    cdf = cumulative(logits)
     if not cdf.is_cuda:
         return cdf.numpy()
     # Into pinned memory, several times faster than what `cpu` does.

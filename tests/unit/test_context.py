@@ -1,16 +1,18 @@
 """The search encoder: both implementations give the same bits, whatever is beside a text."""
 
 import numpy as np
+import pytest
 import torch
 
 from colazip.config import EncoderConfig, ModelConfig
 from colazip.context import _windows, summands
+from colazip.nn import gpu_context
 from colazip.nn.context import ContextEncoder
 from colazip.nn.portable import ContextEncoder as PortableEncoder
 from colazip.nn.portable import Weights
 from colazip.nn.quick import int8_product
 from colazip.pretrained import _export
-from colazip.vectors import RowSums, pack_rows, unit
+from colazip.vectors import RowSums, assign_codes, pack_rows, unit
 
 CONFIG = EncoderConfig(width=32, layers=2, heads=4, hidden=64)
 WIDTH = 24
@@ -65,6 +67,49 @@ def test_context_changes_what_a_word_adds():
     assert not np.array_equal(first[3], second[3])
     assert np.array_equal(plain.patches(a, 1)[3], plain.patches(b, 1)[3])
     assert np.isclose(np.linalg.norm(unit(first.sum(0, keepdims=True))), 1.0)
+
+
+def encoder():
+    torch.manual_seed(4)
+    own = ContextEncoder(WIDTH, CONFIG.width, CONFIG.layers, CONFIG.heads, CONFIG.hidden)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.2)
+    return own.requires_grad_(False)
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_many_texts_at_once_have_the_same_sums(context, monkeypatch):
+    """What a GPU runs, on the CPU here: texts end to end, windows of all of them in a batch."""
+    network = encoder()
+    monkeypatch.setattr(gpu_context, "_POSITIONS", 200)
+    monkeypatch.setattr(gpu_context, "_ENTRIES", 100)
+    some = [text for text in texts() if len(text)]
+
+    def through_torch(units, valid):
+        with torch.inference_mode():
+            return network(torch.from_numpy(units), torch.from_numpy(valid)).numpy()
+
+    plain = summands(rows(), through_torch, some, 4) if context else [rows().patches(t, 4) for t in some]
+    every = np.concatenate(plain)
+    spans = np.array([(0, 1), (0, len(every)), (1, 40), (30, 90), (len(every) - 1, len(every))])
+    sums = gpu_context.DeviceSums(rows(), network, 4, torch.device("cpu"))
+    with torch.inference_mode():
+        found = sums(some, spans, context=context)
+    assert np.array_equal(found, [every[lo:hi].sum(0) for lo, hi in spans])
+    assert sums(some, spans[:0], context=context).shape == (0, WIDTH)
+
+
+def test_codes_on_a_device_are_the_same():
+    rng = np.random.default_rng(2)
+    book = rng.standard_normal((6, 256, 4)).astype(np.float32)
+    book[:, 100] = book[:, 50]  # as near: the first is taken
+    vectors = rng.standard_normal((300, 24)).astype(np.float32)
+    vectors[:20] = book[:, 100].reshape(-1)
+    codes = gpu_context.assign_codes(vectors, book, torch.device("cpu"))
+    assert np.array_equal(codes, assign_codes(vectors, book)) and (codes[:20] == 50).all()
+    assert gpu_context.assign_codes(vectors[:0], book, torch.device("cpu")).shape == (0, 6)
 
 
 def test_sums_are_exact_in_any_order():

@@ -1,0 +1,480 @@
+"""Exact layers on a GPU in few kernels: the bits of `nn/exact.py` and `nn/layers.py`, which explain them.
+
+There each step between two products is an operation of its own that reads and writes everything; here a row
+is rounded, scaled or looked up at once. Every division and root is correctly rounded, and no multiplication
+may be fused with the addition after it (`_EXACTLY`), so that nothing is rounded otherwise. `agree` compares
+the bits before a device is trusted with it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from colazip.nn.exact import frequencies, gpu_product, quantize_rows, softmax_of_steps, tables
+from colazip.nn.grid import GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
+
+_TILE = 4096  # elements that a program has at once
+_EXACTLY = {"enable_fp_fusion": False}
+_SMALLEST = 2.0**-121  # as in `quantize_rows`
+_QUERIES, _KEYS = 64, 64  # of a tile of attention
+
+
+@triton.jit
+def _rounded(x):  # type: ignore[no-untyped-def]
+    # 1.5 * 2**23: adding it and taking it away rounds to the nearest integer, half to even.
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def _on_grid(value, SMALLEST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Integers of the rows of a tile, and the largest of each row."""
+    top = tl.max(tl.abs(value), 1)
+    top = tl.where(top >= SMALLEST, top, 1.0)
+    by = tl.math.div_rn(tl.full(top.shape, 1.0, tl.float32), top) * 127.0
+    return _rounded(value * by[:, None]), top
+
+
+@triton.jit
+def _quantize_kernel(  # type: ignore[no-untyped-def]
+    x, q, factor, rows, K: tl.constexpr, NORM: tl.constexpr, SMALLEST: tl.constexpr, R: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.arange(0, C)
+    at = row[:, None] * K + column[None, :]
+    inside = (row < rows)[:, None] & (column < K)[None, :]
+    whole, top = _on_grid(tl.load(x + at, mask=inside, other=0.0), SMALLEST)
+    tl.store(q + at, whole.to(tl.int8), mask=inside)
+    if NORM:
+        squares = tl.maximum(tl.sum(whole * whole, 1), 1.0)
+        root = tl.math.sqrt_rn(tl.math.div_rn(squares, tl.full(squares.shape, K, tl.float32)))
+        by = tl.math.div_rn(tl.full(root.shape, 1.0, tl.float32), root)
+    else:
+        by = tl.math.div_rn(top, tl.full(top.shape, 127.0, tl.float32))
+    tl.store(factor + row, by, mask=row < rows)
+
+
+@triton.jit
+def _scale_kernel(  # type: ignore[no-untyped-def]
+    product, factor, scale, y, rows, M: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.program_id(1) * C + tl.arange(0, C)
+    at = row[:, None] * M + column[None, :]
+    inside = (row < rows)[:, None] & (column < M)[None, :]
+    value = tl.load(product + at, mask=inside, other=0).to(tl.float32)
+    f = tl.load(factor + row, mask=row < rows, other=0.0)
+    s = tl.load(scale + column, mask=column < M, other=0.0)
+    tl.store(y + at, (value * f[:, None]) * s[None, :], mask=inside)
+
+
+@triton.jit
+def _activate_kernel(  # type: ignore[no-untyped-def]
+    product, factor, scale, q, scale_q, rows, M: tl.constexpr, SMALLEST: tl.constexpr, R: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.arange(0, C)
+    at = row[:, None] * M + column[None, :]
+    inside = (row < rows)[:, None] & (column < M)[None, :]
+    value = tl.load(product + at, mask=inside, other=0).to(tl.float32)
+    f = tl.load(factor + row, mask=row < rows, other=0.0)
+    s = tl.load(scale + column, mask=column < M, other=0.0)
+    positive = tl.maximum((value * f[:, None]) * s[None, :], 0.0)
+    whole, top = _on_grid(positive * positive, SMALLEST)
+    tl.store(q + at, whole.to(tl.int8), mask=inside)
+    tl.store(scale_q + row, tl.math.div_rn(top, tl.full(top.shape, 127.0, tl.float32)), mask=row < rows)
+
+
+@triton.jit
+def _pick_kernel(  # type: ignore[no-untyped-def]
+    q, weights, factor, scale, group, y, S: tl.constexpr, K: tl.constexpr, SCALED: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    own = tl.load(group + row).to(tl.int64)
+    slot, column = tl.arange(0, R), tl.arange(0, C)
+    inside = (slot < S)[:, None] & (column < K)[None, :]
+    x = tl.load(q + row * K + column, mask=column < K, other=0).to(tl.int32)
+    at = weights + own * (S * K) + slot[:, None] * K + column[None, :]
+    w = tl.load(at, mask=inside, other=0).to(tl.int32)
+    value = tl.sum(w * x[None, :], 1).to(tl.float32) * tl.load(factor + row)
+    if SCALED:
+        value = value * tl.load(scale + own * S + slot, mask=slot < S, other=0.0)
+    tl.store(y + row * S + slot, value, mask=slot < S)
+
+
+@triton.jit
+def _project_kernel(  # type: ignore[no-untyped-def]
+    x, y, rows, positions, plane, H: tl.constexpr, W: tl.constexpr, SMALLEST: tl.constexpr, R: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    # A row is one of [B, P, 3, H]; it goes to [3, B, H, P].
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.arange(0, C)
+    inside = (row < rows)[:, None] & (column < W)[None, :]
+    head, part = row % H, (row // H) % 3
+    position = (row // (3 * H)) % positions
+    own = (row // (3 * H * positions) * H + head) * positions + position
+    value = tl.load(x + row[:, None] * W + column[None, :], mask=inside, other=0.0)
+    whole, _ = _on_grid(value, SMALLEST)
+    kept = _rounded(tl.minimum(tl.maximum(value * 32.0, -127.0), 127.0))
+    whole = tl.where((part == 2)[:, None], kept, whole)
+    tl.store(y + (part * plane + own * W)[:, None] + column[None, :], whole.to(tl.int8), mask=inside)
+
+
+@triton.jit
+def _attend_kernel(  # type: ignore[no-untyped-def]
+    q, k, v, valid, factor, slopes, table, y, length, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
+    CAUSAL: tl.constexpr, VALID: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(0).to(tl.int64)
+    head, row = pair % H, pair // H
+    first = tl.program_id(1) * Q
+    query, column, key0 = first + tl.arange(0, Q), tl.arange(0, C), tl.arange(0, N)
+    here = pair * length * W
+    asked, wide = query < length, column < W
+    at = here + query[:, None] * W + column[None, :]
+    x = tl.load(q + at, mask=asked[:, None] & wide[None, :], other=0).to(tl.float16)
+    by, slope = tl.load(factor + head), tl.load(slopes + head)
+    end = length
+    if CAUSAL:
+        end = tl.minimum(length, first + Q)
+    top = tl.full([Q], -float("inf"), tl.float32)
+    for lo in range(0, end, N):
+        key = lo + key0
+        there = (key < end)[None, :] & asked[:, None]
+        if CAUSAL:
+            there = there & (key[None, :] <= query[:, None])
+        if VALID:
+            there = there & (tl.load(valid + row * length + key, mask=key < length, other=0) != 0)[None, :]
+        held = (key < end)[None, :] & wide[:, None]
+        keys = tl.load(k + here + key[None, :] * W + column[:, None], mask=held, other=0)
+        far = tl.abs(query[:, None] - key[None, :]).to(tl.float32) * 32.0
+        scores = tl.dot(x, keys.to(tl.float16)) * by - slope * far
+        top = tl.maximum(top, tl.max(tl.where(there, scores, -float("inf")), 1))
+    total = tl.zeros([Q], tl.float32)
+    mixed = tl.zeros([Q, C], tl.float32)
+    for lo in range(0, end, N):
+        key = lo + key0
+        there = (key < end)[None, :] & asked[:, None]
+        if CAUSAL:
+            there = there & (key[None, :] <= query[:, None])
+        if VALID:
+            there = there & (tl.load(valid + row * length + key, mask=key < length, other=0) != 0)[None, :]
+        held = (key < end)[None, :] & wide[:, None]
+        keys = tl.load(k + here + key[None, :] * W + column[:, None], mask=held, other=0)
+        far = tl.abs(query[:, None] - key[None, :]).to(tl.float32) * 32.0
+        scores = tl.dot(x, keys.to(tl.float16)) * by - slope * far
+        gap = tl.where(there, tl.minimum(top[:, None] - scores, LAST * 1.0), LAST * 1.0)
+        weights = tl.load(table + _rounded(gap).to(tl.int32))
+        weights = tl.where(there, weights, 0.0)
+        total += tl.sum(weights, 1)
+        held = (key < end)[:, None] & wide[None, :]
+        values = tl.load(v + here + key[:, None] * W + column[None, :], mask=held, other=0)
+        mixed += tl.dot(weights.to(tl.float16), values.to(tl.float16))
+    total = tl.where(total > 0.0, total, 1.0) * 32.0
+    result = tl.math.div_rn(mixed, tl.broadcast_to(total[:, None], [Q, C]))
+    out = ((row * length + query) * H + head) * W
+    tl.store(y + out[:, None] + column[None, :], result, mask=asked[:, None] & wide[None, :])
+
+
+@triton.jit
+def _step_kernel(  # type: ignore[no-untyped-def]
+    q, k, v, factor, slopes, table, y, positions, room, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
+    N: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(0).to(tl.int64)
+    head = pair % H
+    column, key0 = tl.arange(0, C), tl.arange(0, N)
+    wide = column < W
+    x = tl.load(q + pair * W + column, mask=wide, other=0).to(tl.int32)
+    by, slope = tl.load(factor + head), tl.load(slopes + head)
+    here = pair * room * W
+    top = tl.full([1], -float("inf"), tl.float32)
+    for lo in range(0, positions, N):
+        key = lo + key0
+        there = key < positions
+        at = here + key[:, None] * W + column[None, :]
+        keys = tl.load(k + at, mask=there[:, None] & wide[None, :], other=0).to(tl.int32)
+        far = (positions - 1 - key).to(tl.float32) * 32.0
+        scores = tl.sum(keys * x[None, :], 1).to(tl.float32) * by - slope * far
+        top = tl.maximum(top, tl.max(tl.where(there, scores, -float("inf")), 0))
+    total = tl.zeros([1], tl.float32)
+    mixed = tl.zeros([C], tl.float32)
+    for lo in range(0, positions, N):
+        key = lo + key0
+        there = key < positions
+        at = here + key[:, None] * W + column[None, :]
+        keys = tl.load(k + at, mask=there[:, None] & wide[None, :], other=0).to(tl.int32)
+        far = (positions - 1 - key).to(tl.float32) * 32.0
+        scores = tl.sum(keys * x[None, :], 1).to(tl.float32) * by - slope * far
+        gap = tl.minimum(top - scores, LAST * 1.0)
+        weights = tl.where(there, tl.load(table + _rounded(tl.where(there, gap, 0.0)).to(tl.int32)), 0.0)
+        total += tl.sum(weights, 0)
+        values = tl.load(v + at, mask=there[:, None] & wide[None, :], other=0)
+        mixed += tl.sum(weights[:, None] * values.to(tl.float32), 0)
+    result = tl.math.div_rn(mixed, tl.broadcast_to(total * 32.0, [C]))
+    tl.store(y + pair * W + column, result, mask=wide)
+
+
+@triton.jit
+def _table_kernel(  # type: ignore[no-untyped-def]
+    logits, table, cdf, rows, A: tl.constexpr, LAST: tl.constexpr, BITS: tl.constexpr, R: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    column = tl.arange(0, C)
+    inside = (row < rows)[:, None] & (column < A)[None, :]
+    value = tl.load(logits + row[:, None] * A + column[None, :], mask=inside, other=-float("inf"))
+    top = tl.max(value, 1)
+    top = tl.where(row < rows, top, 0.0)
+    step = tl.minimum((top[:, None] - tl.where(inside, value, 0.0)) * 32.0, LAST * 1.0)
+    weight = tl.load(table + _rounded(step).to(tl.int32), mask=inside, other=0.0).to(tl.float64)
+    whole = tl.sum(weight, 1)
+    whole = tl.where(row < rows, whole, 1.0)
+    share = (1.0 / whole) * ((1 << BITS) - A)
+    frequency = tl.where(inside, tl.floor(weight * share[:, None]).to(tl.int32) + 1, 0)
+    spare = (1 << BITS) - tl.sum(frequency, 1)
+    frequency += tl.where((column == 0)[None, :], spare[:, None], 0)
+    at = row[:, None] * (A + 1) + column[None, :]
+    tl.store(cdf + at + 1, tl.cumsum(frequency, 1), mask=inside)
+    tl.store(cdf + row * (A + 1), tl.zeros([R], tl.int32), mask=row < rows)
+
+
+@lru_cache(maxsize=256)
+def _columns(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+@lru_cache(maxsize=256)
+def _whole_rows(width: int) -> tuple[int, int]:
+    """Rows and columns of a tile that has whole rows."""
+    return max(1, _TILE // _columns(width)), _columns(width)
+
+
+def quantize(x: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
+    """float32 [N, K] -> integers int8 [N, K], and 1 / rms of the integers or what they stand for, [N, 1]."""
+    x = x.contiguous()
+    q, factor = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), 1)
+    each, columns = _whole_rows(x.shape[1])
+    grid = (triton.cdiv(len(x), each),)
+    if len(x):
+        _quantize_kernel[grid](x, q, factor, *x.shape, norm, _SMALLEST, each, columns, **_EXACTLY)
+    return q, factor
+
+
+def _scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
+    y = torch.empty_like(product, dtype=torch.float32)
+    rows, width = product.shape
+    columns = min(256, _columns(width))
+    each = _TILE // columns
+    if rows:
+        grid = triton.cdiv(rows, each), triton.cdiv(width, columns)
+        _scale_kernel[grid](product, factor, scale, y, rows, width, each, columns, **_EXACTLY)
+    return y
+
+
+def linear(x: Tensor, q: Tensor, scale: Tensor, *, norm: bool) -> Tensor:
+    """`ExactLinear` with int8 weights [M, K] and a scale a row: float32 [N, K] -> [N, M]."""
+    rounded, factor = quantize(x, norm=norm)
+    return _scaled(gpu_product(rounded, q), factor, scale)
+
+
+def mlp(x: Tensor, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], *, norm: bool) -> Tensor:
+    """`exact_mlp` with int8 weights and scales: float32 [N, K] -> [N, M]."""
+    rounded, factor = quantize(x, norm=norm)
+    product = gpu_product(rounded, up[0])
+    inner = torch.empty_like(product, dtype=torch.int8)
+    scale = x.new_empty(len(x), 1)
+    each, columns = _whole_rows(product.shape[1])
+    if len(x):
+        grid = (triton.cdiv(len(x), each),)
+        _activate_kernel[grid](
+            product, factor, up[1], inner, scale, *product.shape, _SMALLEST, each, columns, **_EXACTLY
+        )
+    return _scaled(gpu_product(inner, down[0]), scale, down[1])
+
+
+def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Row i of int8 [N, K] by the matrix of its group, int8 [G, M, K], times its factor [N, 1] and those of
+    the outputs [G, M, 1]: float32 [N, M]."""
+    _, slots, width = weights.shape
+    y = torch.empty(len(q), slots, dtype=torch.float32, device=q.device)
+    if len(q):
+        _pick_kernel[(len(q),)](
+            q.contiguous(),
+            weights,
+            factor.contiguous(),
+            factor if scale is None else scale,
+            group,
+            y,
+            slots,
+            width,
+            scale is not None,
+            _columns(slots),
+            _columns(width),
+            **_EXACTLY,
+        )
+    return y
+
+
+def project(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a block's matrix gives, float32 [B, P, 3 * H * W] -> queries, keys, values as integers, int8 [B,
+    H, P, W] each."""
+    x = x.contiguous()
+    batch, positions, width = x.shape[0], x.shape[1], x.shape[2] // (3 * heads)
+    y = torch.empty(3, batch, heads, positions, width, dtype=torch.int8, device=x.device)
+    rows, (each, columns) = batch * positions * 3 * heads, _whole_rows(width)
+    if rows:
+        grid = (triton.cdiv(rows, each),)
+        _project_kernel[grid](
+            x, y, rows, positions, y[0].numel(), heads, width, _SMALLEST, each, columns, **_EXACTLY
+        )
+    return y[0], y[1], y[2]
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, factor: Tensor, slopes: Tensor, valid: Tensor | None, *, causal: bool
+) -> Tensor:
+    """Attention over integers int8 [B, H, P, W]: float32 [B, P, H * W]. factor, slopes: float32 [H], of
+    products and of distances, for scores in steps of the table; valid: bool [B, P]."""
+    batch, heads, length, width = q.shape
+    y = torch.empty(batch, length, heads * width, dtype=torch.float32, device=q.device)
+    if y.numel():
+        table = tables(q.device)[0]
+        seen = y if valid is None else valid.contiguous()
+        _attend_kernel[(batch * heads, triton.cdiv(length, _QUERIES))](
+            q, k, v, seen, factor, slopes, table, y, length, heads, width, len(table) - 1, causal,
+            valid is not None, _QUERIES, _KEYS, _columns(width), num_stages=1, **_EXACTLY,
+        )  # fmt: skip
+    return y
+
+
+def attend_step(
+    q: Tensor, keys: Tensor, values: Tensor, positions: int, factor: Tensor, slopes: Tensor
+) -> Tensor:
+    """One query, int8 [n, H, W], of the latest position, over the first `positions` of int8 [n, H, room, W]:
+    float32 [n, H * W]."""
+    lanes, heads, width = q.shape
+    y = torch.empty(lanes, heads * width, dtype=torch.float32, device=q.device)
+    if lanes:
+        table = tables(q.device)[0]
+        _step_kernel[(lanes * heads,)](
+            q.contiguous(), keys, values, factor, slopes, table, y, positions, keys.shape[2], heads, width,
+            len(table) - 1, 32, _columns(width), **_EXACTLY,
+        )  # fmt: skip
+    return y
+
+
+def cumulative(logits: Tensor) -> Tensor:
+    """Cumulative integer frequencies of logits [N, A]: int32 [N, A + 1]."""
+    rows, size = logits.shape
+    cdf = torch.empty(rows, size + 1, dtype=torch.int32, device=logits.device)
+    each, columns = max(1, 1024 // _columns(size)), _columns(size)
+    if rows:
+        table = tables(logits.device)[1]
+        grid = (triton.cdiv(rows, each),)
+        _table_kernel[grid](
+            logits.contiguous(), table, cdf, rows, size, len(table) - 1, PRECISION, each, columns, **_EXACTLY
+        )
+    return cdf
+
+
+def agree(device: torch.device) -> bool:
+    """Whether all of this gives the bits of the operations that it stands for, on numbers of all sizes."""
+    random = np.random.default_rng(0)
+
+    def numbers(*shape: int, spread: float = 3.0) -> Tensor:
+        drawn = random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, (*shape[:-1], 1))
+        return torch.from_numpy(drawn.astype(np.float32)).to(device)
+
+    def integers(*shape: int) -> Tensor:
+        return torch.from_numpy(random.integers(-127, 128, shape).astype(np.int8)).to(device)
+
+    return all(same(numbers, integers, device) for same in (_same_layers, _same_attention, _same_tables))
+
+
+def _same_layers(numbers: Any, integers: Any, device: torch.device) -> bool:
+    from colazip.nn.exact import ExactLinear
+
+    x = numbers(300, 192)
+    x[5] = 0.0
+    x[6] *= 1e-37
+    found = []
+    for norm in (False, True):
+        layer, up, down = (
+            ExactLinear(192, 80, norm=norm),
+            ExactLinear(192, 320, norm=norm),
+            ExactLinear(320, 96),
+        )
+        for own in (layer, up, down):
+            own.freeze(integers(*own.trainable.shape), numbers(len(own.trainable), 1).abs())
+            own.to(device)
+        found += [
+            torch.equal(linear(x, layer.q, layer.scale, norm=norm), layer.plain(x)),
+            torch.equal(
+                mlp(x, (up.q, up.scale), (down.q, down.scale), norm=norm),
+                down.plain(up.plain(x).relu().square()),
+            ),
+        ]
+    weights, scale = integers(6, 64, 192), numbers(6, 64, 1).abs()
+    group = torch.arange(len(x), device=device) % 6
+    q, factor = quantize(x, norm=True)
+    every = gpu_product(q, weights.flatten(0, 1)).float().view(-1, 6, 64)
+    picked = every.gather(1, group[:, None, None].expand(-1, 1, 64))[:, 0]
+    mine = pick(q, weights, factor, group, scale)
+    return all(found) and torch.equal(mine, picked * factor * scale[group, :, 0])
+
+
+def _same_attention(numbers: Any, integers: Any, device: torch.device) -> bool:
+    return all(_same_heads(numbers, width, device) for width in (64, 48))
+
+
+def _same_heads(numbers: Any, width: int, device: torch.device) -> bool:
+    batch, heads, length = 3, 4, 150
+    x = numbers(batch, length, 3 * heads * width, spread=0.5)
+    parts = x.view(batch, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+    q, k = quantize_rows(parts[0])[0], quantize_rows(parts[1])[0]
+    v = torch.round((parts[2] * VALUE_STEPS).clamp(-GRID, GRID))
+    mine = project(x, heads)
+    same = all(torch.equal(a.float(), b) for a, b in zip(mine, (q, k, v), strict=True))
+    factor = numbers(heads, spread=0.1).abs() * (1e-3 * TABLE_STEPS)
+    slopes = torch.tensor([0.5, 0.125, 0.0078125, 0.0], device=device)
+    at = torch.arange(length, device=device)
+    far = slopes[:, None, None] * ((at[:, None] - at[None]).abs().float() * float(TABLE_STEPS))
+    valid = at[None] < torch.tensor([150, 70, 1], device=device)[:, None]
+    for causal in (True, False):
+        scores = (q @ k.transpose(-1, -2)) * factor[:, None, None] - far
+        hidden = at[None] > at[:, None] if causal else ~valid[:, None, None, :]
+        weights, total = softmax_of_steps(scores.masked_fill(hidden, -torch.inf))
+        theirs = ((weights @ v) / (total * VALUE_STEPS)).transpose(1, 2).flatten(2)
+        found = attend(*mine, factor, slopes, None if causal else valid, causal=causal)
+        same = same and torch.equal(found, theirs)
+        if causal:
+            for last in (0, 40, length - 1):
+                step = attend_step(mine[0][:, :, last], mine[1], mine[2], last + 1, factor, slopes)
+                same = same and torch.equal(step, theirs[:, last])
+    return same
+
+
+def _same_tables(numbers: Any, integers: Any, device: torch.device) -> bool:
+    same = True
+    for size in (2, 64, 128):
+        logits = numbers(100, size, spread=1.0)
+        logits[0] = 0.0
+        logits[1, 1:] = -1e4
+        ends = frequencies(logits).cumsum(-1, dtype=torch.int32)
+        cdf = cumulative(logits)
+        same = same and torch.equal(cdf[:, 1:], ends) and not cdf[:, 0].any()
+    return same
+
+
+assert GRID == 127.0 and VALUE_STEPS == 32.0 and TABLE_STEPS == 32  # which the kernels have as numbers
