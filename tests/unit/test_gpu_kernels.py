@@ -1,4 +1,4 @@
-"""Kernels of a GPU, run by Triton's interpreter where there is none. Without Triton nothing is here to test."""
+"""Kernels of a GPU, run by Triton's interpreter where there is none. Without Triton there is nothing to test."""
 
 from __future__ import annotations
 
