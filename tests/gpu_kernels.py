@@ -42,9 +42,8 @@ def main() -> None:
         assert plain.decode_blocks(coded) == blocks, "NumPy reads something else"
         assert through.decode_blocks(coded) == blocks, "the GPU reads something else"
         assert through.read_gist(coded) == plain.read_gist(coded)
-        print(
-            f"{', '.join(layers)}: {sum(len(layer) for block in coded for layer in block.layers.values()):,} bytes, read the same"
-        )
+        size = sum(len(layer) for block in coded for layer in block.layers.values())
+        print(f"{', '.join(layers)}: {size:,} bytes, read the same")
     found = 0
     for name in ("gist", "exact"):
         for at in (-1, -9):

@@ -1,4 +1,4 @@
-"""Kernels of a GPU, run by Triton's interpreter where there is none. Without Triton there is nothing to test."""
+"""Kernels of a GPU, run by Triton's interpreter where there is none; skipped where there is no Triton."""
 
 from __future__ import annotations
 
