@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from colazip.embedder import Embedder as Embedder
     from colazip.oneshot import compress as compress
     from colazip.oneshot import decompress as decompress
+    from colazip.pool import PooledCodec as PooledCodec
     from colazip.prior import Prior as Prior
     from colazip.sampling import Sampling as Sampling
 
@@ -33,6 +34,7 @@ _WHERE = {
     "Codec": "colazip.codec:Codec",
     "Embedder": "colazip.embedder:Embedder",
     "Hit": "colazip.archive:Hit",
+    "PooledCodec": "colazip.pool:PooledCodec",
     "Prior": "colazip.prior:Prior",
     "Record": "colazip.archive:Record",
     "Sampling": "colazip.sampling:Sampling",
@@ -46,6 +48,7 @@ __all__ = [
     "Codec",
     "Embedder",
     "Hit",
+    "PooledCodec",
     "Prior",
     "Record",
     "Sampling",

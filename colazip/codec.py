@@ -15,8 +15,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -112,6 +112,18 @@ class Codec:
         context: bool | None = None,
         conditional: bool = True,
     ) -> None:
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device,
+            "implementation": implementation,
+            "detail": detail,
+            "brief": brief,
+            "price": price,
+            "passage_tokens": passage_tokens,
+            "code_bytes": code_bytes,
+            "context": context,
+            "conditional": conditional,
+        }
         if not 0 <= detail < model.config.details:
             raise UsageError(
                 f"detail {detail}: this model writes gists of detail 0 to {model.config.details - 1}"
@@ -119,6 +131,8 @@ class Codec:
         self._detail = detail
         self.device = device or "cpu"
         on_cpu = self.device == "cpu"
+        if not on_cpu:
+            _check_device(self.device)
         batch_size = (_BATCH if on_cpu else _BATCH_GPU) if batch_size is None else batch_size
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be at least 1")
@@ -176,6 +190,16 @@ class Codec:
             context=context,
             conditional=conditional,
         )
+
+    @property
+    def pack_batch(self) -> int:
+        """Blocks that it codes together: more at a time cost memory and are no faster."""
+        return self._blocks_at_once
+
+    @property
+    def read_batch(self) -> int:
+        """Blocks that it decodes together."""
+        return self._blocks_read_at_once
 
     @cached_property
     def _encoder(self) -> LaneEncoder:
@@ -251,7 +275,11 @@ class Codec:
             return self
         other = copy.copy(self)
         other._codebook = _codebook(self.model, code_bytes)
+        other._options = {**self._options, "code_bytes": code_bytes}
         return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Codec, **self._options), (self.model,)
 
     # -- one self-contained blob a record
 
@@ -1022,6 +1050,20 @@ def _codebook(model: Model, size: int) -> np.ndarray:
         sizes = " or ".join(map(str, model.config.codes))
         raise UsageError(f"search codes of {size} bytes: this model makes codes of {sizes}")
     return model.codebooks[size]
+
+
+def _check_device(name: str) -> None:
+    """UsageError for a device that torch does not have."""
+    import torch
+
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind != "cuda":
+        raise UsageError(f"device {name!r}: must be cpu or cuda")
+    if not torch.cuda.is_available():
+        raise UsageError(f"device {name!r}: torch finds no GPU here; leave the device out to use the CPU")
 
 
 def _is_foreign(part: bytes, tokens: np.ndarray) -> bool:

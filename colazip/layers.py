@@ -103,6 +103,14 @@ class ArchiveCodec(SearchCodec, Protocol):
     def conditional(self) -> bool:
         """Whether it codes gists given the search codes beside them."""
 
+    @property
+    def pack_batch(self) -> int:
+        """Blocks that it codes together; more at a time are no faster."""
+
+    @property
+    def read_batch(self) -> int:
+        """Blocks that it decodes together."""
+
     def with_code_bytes(self, code_bytes: int) -> SearchCodec:
         """What reads codes of that size. Raises UsageError for one that codecs of this id don't make."""
 

@@ -59,6 +59,10 @@ class Model:
     dictionary: bytes | None = None
     axes: np.ndarray | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the networks: another process builds its own.
+        return Model, (self.id, self.config, self.tokenizer, self.tensors, self.dictionary, self.axes)
+
     @cached_property
     def codebooks(self) -> dict[int, np.ndarray]:
         """Centroids of the search codes of each size M, float32 [M, 256, D / M]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,9 @@ class Tokenizer:
                 self._byte_token[piece[0]] = token
         if (self._byte_token == PAD).any():
             raise ModelError("tokenizer.json lacks single-byte tokens: re-install the model")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._json,)
 
     @property
     def size(self) -> int:

@@ -38,6 +38,7 @@ class PlainCodec:
     code_bytes = None
     abridged = None
     conditional = False
+    pack_batch = read_batch = 16
 
     def with_code_bytes(self, code_bytes: int) -> PlainCodec:
         if code_bytes != _M:

@@ -41,7 +41,7 @@ def pack_embedded(
     preset: str,
     overwrite: bool,
     source: Mapping[str, Any] | None,
-    batch_blocks: int,
+    batch_blocks: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> PackSummary:
     """`colazip.archive.writer.pack` with the vectors of `embedder` behind the search codes."""
@@ -168,6 +168,7 @@ class _Recorder:
         self.search_codes, self.with_code_bytes = codec.search_codes, codec.with_code_bytes
         self.code_bytes = None  # the codes will be of the embedder's vectors
         self.abridged = codec.abridged
+        self.pack_batch, self.read_batch = codec.pack_batch, codec.read_batch
         self.conditional = False  # the codes come after the text is coded
 
     def encode_blocks(

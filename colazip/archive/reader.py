@@ -6,7 +6,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby, islice
+from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
     from colazip.search import SearchIndex
 
 _T = TypeVar("_T")
+Places = Sequence[tuple[int, int]]  # group and block in it
 
-_BATCH_BLOCKS = 16  # decoded together when streaming
 _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
 
 
@@ -105,7 +106,7 @@ class Archive:
         preset: str = SMALL,
         overwrite: bool = False,
         source: Mapping[str, Any] | None = None,
-        batch_blocks: int = 16,
+        batch_blocks: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> PackSummary:
         """Write an archive of `records` to `path`, which appears whole or not at all.
@@ -117,9 +118,10 @@ class Archive:
         and `fast` keep the exact text with zstd instead of gist and exact, `fast` with less effort. layers:
         what to keep of records, some of the preset's; None for all of them; exact needs gist.
         source: free-form JSON about where the records came from. batch_blocks: blocks of 64 KiB of text coded
-        at a time; memory and speed, never the result. progress: called with the totals so far of records and
-        text bytes taken. Raises UsageError if `path` exists and `overwrite` is false, LockedError if another
-        process is writing it, InputError for duplicate ids, unfit metadata, or a file that can't be written.
+        at a time, None for as many as the codec takes together; memory and speed, never the result. progress:
+        called with the totals so far of records and text bytes taken. Raises UsageError if `path` exists and
+        `overwrite` is false, LockedError if another process is writing it, InputError for duplicate ids,
+        unfit metadata, or a file that can't be written.
         """
         from colazip.archive.embedded import pack_embedded
         from colazip.archive.writer import pack
@@ -236,7 +238,7 @@ class Archive:
         gist had been written with that. Raises UsageError.
         """
         self._need(GIST)
-        read: Callable[[int, Sequence[int], Sequence[str]], list[list[str]]] = self._read_gist
+        read: Callable[[Places, Sequence[str]], list[list[str]]] = self._read_gist
         if denoise:
             read = partial(self._read_denoised, detail=detail, options=options)
         for group, start, parts in self._stream(read, OF_READING):
@@ -408,59 +410,53 @@ class Archive:
 
         strip(self, layers, out, overwrite)
 
-    def _decode(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[bytes]]:
-        """Exact parts of some blocks of a group, checked against the text that was packed."""
-        crcs = self._store.tables(group)[0].text_crcs
-        decoded = self._run(self._model().decode_blocks, group, blocks, layers)
-        for block, parts in zip(blocks, decoded, strict=True):
+    def _decode(self, places: Places, layers: Sequence[str]) -> list[list[bytes]]:
+        """Exact parts of some blocks, checked against the text that was packed."""
+        decoded = self._run(self._model().decode_blocks, places, layers)
+        for (group, block), parts in zip(places, decoded, strict=True):
+            crcs = self._store.tables(group)[0].text_crcs
             if crcs is None or text_crc(parts) != crcs[block]:
                 raise FormatError(
                     f"{self._store.where(group, block)}: it decodes to other text than was packed"
                 )
         return decoded
 
-    def _read_gist(self, group: int, blocks: Sequence[int], layers: Sequence[str]) -> list[list[str]]:
-        return self._run(self._model().read_gist, group, blocks, layers)
+    def _read_gist(self, places: Places, layers: Sequence[str]) -> list[list[str]]:
+        return self._run(self._model().read_gist, places, layers)
 
     def _read_denoised(
-        self,
-        group: int,
-        blocks: Sequence[int],
-        layers: Sequence[str],
-        *,
-        detail: int | None,
-        options: Sampling | None,
+        self, places: Places, layers: Sequence[str], *, detail: int | None, options: Sampling | None
     ) -> list[list[str]]:
         from colazip.variations import denoise
 
         codec = cast("Codec", self._model())
-        return self._run(partial(denoise, codec, detail=detail, options=options), group, blocks, layers)
+        return self._run(partial(denoise, codec, detail=detail, options=options), places, layers)
 
     def _run(
         self,
         decode: Callable[[Sequence[Block]], list[list[_T]]],
-        group: int,
-        blocks: Sequence[int],
+        places: Places,
         layers: Sequence[str],
     ) -> list[list[_T]]:
-        """Decode some blocks of a group; an error names the block it is about."""
-        loaded = [self._store.block(group, block, layers) for block in blocks]
+        """Decode some blocks; an error names the block it is about."""
+        loaded = [self._store.block(group, block, layers) for group, block in places]
         try:
             decoded = decode(loaded)
         except FormatError as error:
-            if len(blocks) == 1:
-                raise FormatError(f"{self._store.where(group, blocks[0])}: {error}") from error
-            return [self._run(decode, group, [block], layers)[0] for block in blocks]
-        for block, data, parts in zip(blocks, loaded, decoded, strict=True):
+            if len(places) == 1:
+                raise FormatError(f"{self._store.where(*places[0])}: {error}") from error
+            return [self._run(decode, [place], layers)[0] for place in places]
+        for place, data, parts in zip(places, loaded, decoded, strict=True):
             if len(parts) != data.count:
-                raise FormatError(f"{self._store.where(group, block)}: it decodes to another number of parts")
+                raise FormatError(f"{self._store.where(*place)}: it decodes to another number of parts")
         return decoded
 
     def _decoded_blocks(self, group: int, blocks: Sequence[int]) -> dict[int, list[bytes]]:
         """Exact parts of some blocks of a group; those that were read lately come from memory."""
         found = {block: self._decoded[group, block] for block in blocks if (group, block) in self._decoded}
-        for batch in _batches([block for block in blocks if block not in found]):
-            found.update(zip(batch, self._decode(group, batch, OF_TEXT), strict=True))
+        for places in self._batches((group, block) for block in blocks if block not in found):
+            decoded = self._decode(places, OF_TEXT)
+            found.update({block: parts for (_, block), parts in zip(places, decoded, strict=True)})
         for block in blocks[-_KEPT_BLOCKS:]:
             self._decoded[group, block] = found[block]
             self._decoded.move_to_end((group, block))
@@ -471,26 +467,36 @@ class Archive:
     def _read_gists(self, group: int, blocks: Sequence[int]) -> dict[int, list[str]]:
         """Readings of the parts of some blocks of a group."""
         found: dict[int, list[str]] = {}
-        for batch in _batches(blocks):
-            found.update(zip(batch, self._read_gist(group, batch, OF_READING), strict=True))
+        for places in self._batches((group, block) for block in blocks):
+            read = self._read_gist(places, OF_READING)
+            found.update({block: parts for (_, block), parts in zip(places, read, strict=True)})
         return found
 
+    def _batches(self, places: Iterable[tuple[int, int]]) -> Iterator[Places]:
+        """Blocks in runs that are decoded together."""
+        left = iter(places)
+        while batch := list(islice(left, self._model().read_batch)):
+            yield batch
+
     def _stream(
-        self,
-        decode: Callable[[int, Sequence[int], Sequence[str]], list[list[_T]]],
-        layers: Sequence[str],
+        self, decode: Callable[[Places, Sequence[str]], list[list[_T]]], layers: Sequence[str]
     ) -> Iterator[tuple[int, int, list[list[_T]]]]:
         """All records in order: (group, first row, the parts of each record), a batch of blocks at a time."""
-        for group, info in enumerate(self.manifest.groups):
-            _, rows = self._store.tables(group)
-            waiting: list[_T] = []
-            row = 0
-            for batch in _batches(range(info.blocks)):
-                for parts in decode(group, batch, layers):
-                    waiting += parts
+        groups = self.manifest.groups
+        every = ((group, block) for group, info in enumerate(groups) for block in range(info.blocks))
+        waiting: list[_T] = []
+        last_group, row = -1, 0
+        for batch in self._batches(every):
+            decoded = iter(decode(batch, layers))
+            for group, places in groupby(batch, key=itemgetter(0)):
+                if group != last_group:
+                    waiting, last_group, row = [], group, 0
+                for _ in places:
+                    waiting += next(decoded)
+                _, rows = self._store.tables(group)
                 done: list[list[_T]] = []
                 taken = 0
-                while row + len(done) < info.records:
+                while row + len(done) < groups[group].records:
                     first, last = rows.parts(row + len(done))
                     if taken + last - first > len(waiting):
                         break
@@ -679,9 +685,3 @@ def _offsets_hold(table: BlockTable, first: int, records: Sequence[Sequence[byte
     offsets = np.array([o for parts in records for o in accumulate(map(len, parts[:-1]), initial=0)])
     blocks = slice(*np.searchsorted(table.starts[:-1], [first, first + len(offsets)]))
     return np.array_equal(offsets[table.starts[:-1][blocks] - first], table.offsets[blocks])
-
-
-def _batches(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Blocks in runs that are decoded together."""
-    for start in range(0, len(blocks), _BATCH_BLOCKS):
-        yield blocks[start : start + _BATCH_BLOCKS]

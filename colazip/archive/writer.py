@@ -58,11 +58,13 @@ def pack(
     preset: str = SMALL,
     overwrite: bool = False,
     source: Mapping[str, Any] | None = None,
-    batch_blocks: int = 16,
+    batch_blocks: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackSummary:
     """Write an archive of `records`; the arguments are those of `Archive.pack`."""
     layers, _ = choose(preset, layers)
+    if batch_blocks is None:
+        batch_blocks = codec.pack_batch
     if batch_blocks < 1:
         raise UsageError("batch_blocks must be at least 1")
     origin = _check_source(source)

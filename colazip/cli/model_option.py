@@ -47,6 +47,27 @@ def model_options(function: F) -> F:
     return model(threads_option(function))
 
 
+def coding_options(function: F) -> F:
+    """Adds --device and --workers: the command gets both."""
+    device = click.option(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        show_default=True,
+        help="What runs the networks: cpu or cuda.",
+    )
+    workers = click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Processes that code blocks side by side, with a share of the threads or of the GPU each; "
+        "what is written is the same.",
+    )
+    return device(workers(function))
+
+
 def load_codec(
     model: str | None,
     *,
@@ -54,12 +75,14 @@ def load_codec(
     brief: float | None = None,
     price: float | None = None,
     code_bytes: int | None = None,
+    device: str = "cpu",
+    workers: int = 1,
 ) -> ArchiveCodec:
     """The codec of the model folder `model` (None: the embedded default), writing gists of this detail, at
-    this price, or briefs, and search codes of this size.
+    this price, or briefs, and search codes of this size, on this device, by so many processes.
 
     A program that runs commands in its own process may hand a codec over: `main(argv, codec)`. It writes as
-    it was made: UsageError for another detail than 0, a brief, a price, or a size of codes.
+    it was made: UsageError for another detail than 0, a brief, a price, a size of codes, a device or workers.
     """
     given = _given_codec()
     if given is not None:
@@ -70,17 +93,31 @@ def load_codec(
                 raise UsageError(f"{name} {value:g}: the codec of this program was made to write as it does")
         if code_bytes is not None:
             raise UsageError(f"--code-bytes {code_bytes}: the codec of this program was made for one size")
+        if device != "cpu" or workers != 1:
+            raise UsageError("--device, --workers: the codec of this program runs as it was made to")
         return given
     from colazip.codec import Codec
 
-    return Codec.from_pretrained(model, detail=detail, brief=brief, price=price, code_bytes=code_bytes)
+    codec = Codec.from_pretrained(
+        model, detail=detail, brief=brief, price=price, code_bytes=code_bytes, device=device
+    )
+    if workers == 1:
+        return codec
+    from colazip.pool import PooledCodec
+
+    pooled = PooledCodec(codec, workers)
+    click.get_current_context().call_on_close(pooled.close)
+    return pooled
 
 
-def open_archive(path: str, model: str | None = None) -> Archive:
-    """An archive for reading. Without `model` a codec is loaded by the archive, if a call needs it at all."""
+def open_archive(path: str, model: str | None = None, *, device: str = "cpu", workers: int = 1) -> Archive:
+    """An archive for reading. Without a choice a codec is loaded by the archive, if a call needs it at
+    all."""
     from colazip.archive import Archive
 
-    return Archive(path, codec=_given_codec() if model is None else load_codec(model))
+    chosen = model is not None or device != "cpu" or workers != 1
+    codec = load_codec(model, device=device, workers=workers) if chosen else _given_codec()
+    return Archive(path, codec=codec)
 
 
 def _given_codec() -> ArchiveCodec | None:

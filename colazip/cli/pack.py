@@ -9,7 +9,7 @@ import time
 import click
 
 from colazip.cli.console import Console, amount, size
-from colazip.cli.model_option import load_codec, model_options
+from colazip.cli.model_option import coding_options, load_codec, model_options
 from colazip.cli.options import (
     brief_option,
     check_code_bytes,
@@ -58,10 +58,9 @@ from colazip.errors import UsageError
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    default=16,
-    show_default=True,
-    help="Blocks coded at once: more is faster and takes more memory, the archive is the same.",
+    help="Blocks coded at once; the archive is the same. [default: 16 a worker, on a GPU 128]",
 )
+@coding_options
 @model_options
 @console_options
 def pack(
@@ -77,7 +76,9 @@ def pack(
     format: str,
     text_column: str | None,
     id_column: str | None,
-    batch_size: int,
+    batch_size: int | None,
+    device: str,
+    workers: int,
     model: str | None,
     console: Console,
 ) -> None:
@@ -120,7 +121,13 @@ def pack(
                 output,
                 opened.records,
                 codec=load_codec(
-                    model, detail=chosen_detail, brief=brief, price=price, code_bytes=code_bytes
+                    model,
+                    detail=chosen_detail,
+                    brief=brief,
+                    price=price,
+                    code_bytes=code_bytes,
+                    device=device,
+                    workers=workers,
                 ),
                 layers=kept,
                 preset=preset,

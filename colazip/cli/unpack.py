@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from colazip.cli.console import Console, amount, data_output
-from colazip.cli.model_option import model_options, open_archive
+from colazip.cli.model_option import coding_options, model_options, open_archive
 from colazip.cli.options import console_options, force_option, layer_option, sampling_options
 from colazip.cli.progress import Progress
 from colazip.errors import UsageError
@@ -40,6 +40,7 @@ from colazip.sampling import Sampling
 )
 @sampling_options
 @force_option
+@coding_options
 @model_options
 @console_options
 def unpack(
@@ -51,6 +52,8 @@ def unpack(
     detail: int | None,
     sampling: Sampling,
     force: bool,
+    device: str,
+    workers: int,
     model: str | None,
     console: Console,
 ) -> None:
@@ -67,7 +70,7 @@ def unpack(
         raise UsageError("--denoise reads the gist; add --from gist")
     if detail is not None and not denoise:
         raise UsageError("--detail goes with --denoise")
-    with open_archive(archive, model) as opened:
+    with open_archive(archive, model, device=device, workers=workers) as opened:
         plan = plan_output(opened.source, archive, output, format)
         stdout = data_output(binary=plan.is_binary, force=force) if plan.path is None else None
         total = max(len(opened), 1)

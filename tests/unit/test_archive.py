@@ -101,11 +101,15 @@ def many(count: int, size: int) -> list[Record]:
     return [Record((f"record {i} " * size)[:size].encode(), f"id-{i}", {"n": i}) for i in range(count)]
 
 
-def test_many_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [1, 16, 70, 1000])
+def test_many_groups(tmp_path: Path, together: int) -> None:
+    """together: blocks that the codec decodes at once, of several groups perhaps."""
     records = many(260, 60_000)
     path = tmp_path / "a.cola"
     pack(path, iter(records))
-    with Archive(path, CODEC) as archive:
+    codec = PlainCodec()
+    codec.read_batch = together
+    with Archive(path, codec) as archive:
         assert len(archive.manifest.groups) > 3
         assert list(archive) == records
         for i in (0, 63, 64, 65, 199, 259):
