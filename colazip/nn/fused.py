@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from colazip.nn.exact import gpu_product
+from colazip.nn.gpu_exact import scaled, whole_rows
 from colazip.nn.grid import GRID, VALUE_STEPS
 
 _TILE = 4096  # elements that a program has at once
@@ -43,20 +44,6 @@ def _quantize_kernel(  # type: ignore[no-untyped-def]
     if NORM:
         squares = tl.maximum(tl.sum(whole * whole, 1), 1.0)
         tl.store(factor + row, 1.0 / tl.sqrt(squares / K), mask=row < rows)
-
-
-@triton.jit
-def _scale_kernel(  # type: ignore[no-untyped-def]
-    product, factor, scale, y, rows, M: tl.constexpr, R: tl.constexpr, C: tl.constexpr
-):
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    column = tl.program_id(1) * C + tl.arange(0, C)
-    at = row[:, None] * M + column[None, :]
-    inside = (row < rows)[:, None] & (column < M)[None, :]
-    value = tl.load(product + at, mask=inside, other=0).to(tl.float32)
-    f = tl.load(factor + row, mask=row < rows, other=0.0)
-    s = tl.load(scale + column, mask=column < M, other=0.0)
-    tl.store(y + at, value * f[:, None] * s[None, :], mask=inside)
 
 
 @triton.jit
@@ -161,12 +148,6 @@ def _unproject_kernel(  # type: ignore[no-untyped-def]
     tl.store(gx + row[:, None] * W + column[None, :], value, mask=inside)
 
 
-def _whole_rows(width: int) -> tuple[int, int]:
-    """Rows and columns of a tile that has whole rows."""
-    columns = max(16, triton.next_power_of_2(width))
-    return max(1, _TILE // columns), columns
-
-
 def _tiles(rows: int, width: int) -> tuple[tuple[int, int], int, int]:
     """Grid, rows and columns of tiles."""
     columns = min(256, max(16, triton.next_power_of_2(width)))
@@ -182,16 +163,9 @@ def quantize(x: Tensor, *, norm: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.empty_like(x, dtype=torch.int8)
     scale = x.new_empty(rows, 1)
     factor = x.new_empty(rows, 1) if norm else scale
-    each, columns = _whole_rows(width)
+    each, columns = whole_rows(width)
     _quantize_kernel[(triton.cdiv(rows, each),)](x, q, scale, factor, rows, width, norm, each, columns)
     return q, scale, factor
-
-
-def _scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
-    y = torch.empty_like(product, dtype=torch.float32)
-    grid, each, columns = _tiles(*product.shape)
-    _scale_kernel[grid](product, factor, scale, y, *product.shape, each, columns)
-    return y
 
 
 def _spread(g: Tensor, factor: Tensor, scale: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -211,7 +185,7 @@ def _spread(g: Tensor, factor: Tensor, scale: Tensor, kept: Tensor | None = None
 def _finish(g: Tensor, q: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
     """Through x / rms(x): drop the part along the row, then scale."""
     y = torch.empty_like(g, dtype=torch.float32)
-    each, columns = _whole_rows(g.shape[1])
+    each, columns = whole_rows(g.shape[1])
     _finish_kernel[(triton.cdiv(len(g), each),)](g, q, factor, scale, y, *g.shape, each, columns)
     return y
 
@@ -230,7 +204,7 @@ class FusedLinear(torch.autograd.Function):
         qw, scale_w, _ = quantize(weight)
         ctx.save_for_backward(q, scale, factor, qw, scale_w)
         ctx.norm = norm
-        return _scaled(gpu_product(q, qw), factor, scale_w)
+        return scaled(gpu_product(q, qw), factor, scale_w)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -252,12 +226,12 @@ class FusedMLP(torch.autograd.Function):
         kept = torch.empty_like(product, dtype=torch.bfloat16)
         inner = torch.empty_like(product, dtype=torch.int8)
         scale_i = x.new_empty(len(x), 1)
-        each, columns = _whole_rows(product.shape[1])
+        each, columns = whole_rows(product.shape[1])
         _activate_kernel[(triton.cdiv(len(x), each),)](
             product, factor, scale_u, kept, inner, scale_i, *product.shape, each, columns
         )
         ctx.save_for_backward(q, scale, factor, qu, scale_u, kept, inner, scale_i, qd, scale_d)
-        return _scaled(gpu_product(inner, qd), scale_i, scale_d)
+        return scaled(gpu_product(inner, qd), scale_i, scale_d)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,7 +257,7 @@ class FusedProjection(torch.autograd.Function):
         )
         rows = batch * positions * 3 * heads
         scale = x.new_empty(rows)
-        each, columns = _whole_rows(width)
+        each, columns = whole_rows(width)
         _project_kernel[(triton.cdiv(rows, each),)](
             x, q, k, v, scale, rows, positions, heads, width, each, columns
         )
@@ -296,7 +270,7 @@ class FusedProjection(torch.autograd.Function):
         batch, heads, positions, width = v.shape
         gq, gk, gv = (g.contiguous() for g in grads)
         gx = scale.new_empty(batch, positions, 3 * heads * width)
-        each, columns = _whole_rows(width)
+        each, columns = whole_rows(width)
         _unproject_kernel[(triton.cdiv(len(scale), each),)](
             gq, gk, gv, v, scale, gx, len(scale), positions, heads, width, each, columns
         )

@@ -131,6 +131,24 @@ def _project_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _scores(  # type: ignore[no-untyped-def]
+    x, k, valid, lo, end, length, query, column, by, slope, W: tl.constexpr, CAUSAL: tl.constexpr,
+    VALID: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """The keys from `lo` on, which of them each query sees, and the scores of queries x."""
+    key = lo + tl.arange(0, N)
+    there = (key < end)[None, :] & (query < length)[:, None]
+    if CAUSAL:
+        there = there & (key[None, :] <= query[:, None])
+    if VALID:
+        there = there & (tl.load(valid + key, mask=key < length, other=0) != 0)[None, :]
+    held = (key < end)[None, :] & (column < W)[:, None]
+    keys = tl.load(k + key[None, :] * W + column[:, None], mask=held, other=0)
+    far = tl.abs(query[:, None] - key[None, :]).to(tl.float32) * 32.0
+    return key, there, tl.dot(x, keys.to(tl.float16)) * by - slope * far
+
+
+@triton.jit
 def _attend_kernel(  # type: ignore[no-untyped-def]
     q, k, v, valid, factor, slopes, table, y, length, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     CAUSAL: tl.constexpr, VALID: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
@@ -138,7 +156,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     pair = tl.program_id(0).to(tl.int64)
     head, row = pair % H, pair // H
     first = tl.program_id(1) * Q
-    query, column, key0 = first + tl.arange(0, Q), tl.arange(0, C), tl.arange(0, N)
+    query, column = first + tl.arange(0, Q), tl.arange(0, C)
     here = pair * length * W
     asked, wide = query < length, column < W
     at = here + query[:, None] * W + column[None, :]
@@ -149,30 +167,16 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
         end = tl.minimum(length, first + Q)
     top = tl.full([Q], -float("inf"), tl.float32)
     for lo in range(0, end, N):
-        key = lo + key0
-        there = (key < end)[None, :] & asked[:, None]
-        if CAUSAL:
-            there = there & (key[None, :] <= query[:, None])
-        if VALID:
-            there = there & (tl.load(valid + row * length + key, mask=key < length, other=0) != 0)[None, :]
-        held = (key < end)[None, :] & wide[:, None]
-        keys = tl.load(k + here + key[None, :] * W + column[:, None], mask=held, other=0)
-        far = tl.abs(query[:, None] - key[None, :]).to(tl.float32) * 32.0
-        scores = tl.dot(x, keys.to(tl.float16)) * by - slope * far
+        key, there, scores = _scores(
+            x, k + here, valid + row * length, lo, end, length, query, column, by, slope, W, CAUSAL, VALID, N
+        )
         top = tl.maximum(top, tl.max(tl.where(there, scores, -float("inf")), 1))
     total = tl.zeros([Q], tl.float32)
     mixed = tl.zeros([Q, C], tl.float32)
     for lo in range(0, end, N):
-        key = lo + key0
-        there = (key < end)[None, :] & asked[:, None]
-        if CAUSAL:
-            there = there & (key[None, :] <= query[:, None])
-        if VALID:
-            there = there & (tl.load(valid + row * length + key, mask=key < length, other=0) != 0)[None, :]
-        held = (key < end)[None, :] & wide[:, None]
-        keys = tl.load(k + here + key[None, :] * W + column[:, None], mask=held, other=0)
-        far = tl.abs(query[:, None] - key[None, :]).to(tl.float32) * 32.0
-        scores = tl.dot(x, keys.to(tl.float16)) * by - slope * far
+        key, there, scores = _scores(
+            x, k + here, valid + row * length, lo, end, length, query, column, by, slope, W, CAUSAL, VALID, N
+        )
         gap = tl.where(there, tl.minimum(top[:, None] - scores, LAST * 1.0), LAST * 1.0)
         weights = tl.load(table + _rounded(gap).to(tl.int32))
         weights = tl.where(there, weights, 0.0)
@@ -187,35 +191,38 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _step_scores(  # type: ignore[no-untyped-def]
+    x, k, lo, here, positions, column, by, slope, W: tl.constexpr, N: tl.constexpr
+):
+    """Which keys from `lo` on are there, where they lie, and the score of query x with each."""
+    key = lo + tl.arange(0, N)
+    there = key < positions
+    at = here + key[:, None] * W + column[None, :]
+    keys = tl.load(k + at, mask=there[:, None] & (column < W)[None, :], other=0).to(tl.int32)
+    far = (positions - 1 - key).to(tl.float32) * 32.0
+    return there, at, tl.sum(keys * x[None, :], 1).to(tl.float32) * by - slope * far
+
+
+@triton.jit
 def _step_kernel(  # type: ignore[no-untyped-def]
     q, k, v, factor, slopes, table, y, positions, room, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(0).to(tl.int64)
     head = pair % H
-    column, key0 = tl.arange(0, C), tl.arange(0, N)
+    column = tl.arange(0, C)
     wide = column < W
     x = tl.load(q + pair * W + column, mask=wide, other=0).to(tl.int32)
     by, slope = tl.load(factor + head), tl.load(slopes + head)
     here = pair * room * W
     top = tl.full([1], -float("inf"), tl.float32)
     for lo in range(0, positions, N):
-        key = lo + key0
-        there = key < positions
-        at = here + key[:, None] * W + column[None, :]
-        keys = tl.load(k + at, mask=there[:, None] & wide[None, :], other=0).to(tl.int32)
-        far = (positions - 1 - key).to(tl.float32) * 32.0
-        scores = tl.sum(keys * x[None, :], 1).to(tl.float32) * by - slope * far
+        there, at, scores = _step_scores(x, k, lo, here, positions, column, by, slope, W, N)
         top = tl.maximum(top, tl.max(tl.where(there, scores, -float("inf")), 0))
     total = tl.zeros([1], tl.float32)
     mixed = tl.zeros([C], tl.float32)
     for lo in range(0, positions, N):
-        key = lo + key0
-        there = key < positions
-        at = here + key[:, None] * W + column[None, :]
-        keys = tl.load(k + at, mask=there[:, None] & wide[None, :], other=0).to(tl.int32)
-        far = (positions - 1 - key).to(tl.float32) * 32.0
-        scores = tl.sum(keys * x[None, :], 1).to(tl.float32) * by - slope * far
+        there, at, scores = _step_scores(x, k, lo, here, positions, column, by, slope, W, N)
         gap = tl.minimum(top - scores, LAST * 1.0)
         weights = tl.where(there, tl.load(table + _rounded(tl.where(there, gap, 0.0)).to(tl.int32)), 0.0)
         total += tl.sum(weights, 0)
@@ -255,7 +262,7 @@ def _columns(width: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _whole_rows(width: int) -> tuple[int, int]:
+def whole_rows(width: int) -> tuple[int, int]:
     """Rows and columns of a tile that has whole rows."""
     return max(1, _TILE // _columns(width)), _columns(width)
 
@@ -264,14 +271,15 @@ def quantize(x: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
     """float32 [N, K] -> integers int8 [N, K], and 1 / rms of the integers or what they stand for, [N, 1]."""
     x = x.contiguous()
     q, factor = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), 1)
-    each, columns = _whole_rows(x.shape[1])
+    each, columns = whole_rows(x.shape[1])
     grid = (triton.cdiv(len(x), each),)
     if len(x):
         _quantize_kernel[grid](x, q, factor, *x.shape, norm, _SMALLEST, each, columns, **_EXACTLY)
     return q, factor
 
 
-def _scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
+def scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
+    """int32 [N, M] times a factor a row and a scale a column: float32 [N, M]."""
     y = torch.empty_like(product, dtype=torch.float32)
     rows, width = product.shape
     columns = min(256, _columns(width))
@@ -285,7 +293,7 @@ def _scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
 def linear(x: Tensor, q: Tensor, scale: Tensor, *, norm: bool) -> Tensor:
     """`ExactLinear` with int8 weights [M, K] and a scale a row: float32 [N, K] -> [N, M]."""
     rounded, factor = quantize(x, norm=norm)
-    return _scaled(gpu_product(rounded, q), factor, scale)
+    return scaled(gpu_product(rounded, q), factor, scale)
 
 
 def mlp(x: Tensor, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], *, norm: bool) -> Tensor:
@@ -294,13 +302,13 @@ def mlp(x: Tensor, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], *, no
     product = gpu_product(rounded, up[0])
     inner = torch.empty_like(product, dtype=torch.int8)
     scale = x.new_empty(len(x), 1)
-    each, columns = _whole_rows(product.shape[1])
+    each, columns = whole_rows(product.shape[1])
     if len(x):
         grid = (triton.cdiv(len(x), each),)
         _activate_kernel[grid](
             product, factor, up[1], inner, scale, *product.shape, _SMALLEST, each, columns, **_EXACTLY
         )
-    return _scaled(gpu_product(inner, down[0]), scale, down[1])
+    return scaled(gpu_product(inner, down[0]), scale, down[1])
 
 
 def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -332,7 +340,7 @@ def project(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous()
     batch, positions, width = x.shape[0], x.shape[1], x.shape[2] // (3 * heads)
     y = torch.empty(3, batch, heads, positions, width, dtype=torch.int8, device=x.device)
-    rows, (each, columns) = batch * positions * 3 * heads, _whole_rows(width)
+    rows, (each, columns) = batch * positions * 3 * heads, whole_rows(width)
     if rows:
         grid = (triton.cdiv(rows, each),)
         _project_kernel[grid](
