@@ -79,6 +79,7 @@ class Keeper:
         self.plain_slots, self.passages = codec.plain_slots, codec.passages
         self.code_bytes, self.with_code_bytes = codec.code_bytes, codec.with_code_bytes
         self.abridged, self.conditional = codec.abridged, codec.conditional
+        self.pack_batch, self.read_batch = codec.pack_batch, codec.read_batch
         self.blocks: list[Block] = []
         self.parts: list[Sequence[bytes]] = []
 

@@ -67,6 +67,13 @@ class Results:
     help="Checkpoint of an autoregressive model to measure as a peer.",
 )
 @click.option("--only", type=click.Choice(["peers", "colazip"]), help="Measure one side only.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that run colazip's networks; their start counts.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures here.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw the ratios as an SVG here.")
 def compression(
@@ -77,6 +84,7 @@ def compression(
     model: Path | None,
     language_model: Path | None,
     only: str | None,
+    workers: int,
     json_path: Path | None,
     plot: Path | None,
 ) -> None:
@@ -88,7 +96,7 @@ def compression(
         if language_model:
             measure_language_model(corpus, language_model, tokenizer_of(model), results)
     if only != "peers":
-        measure_colazip(corpus, model, results)
+        measure_colazip(corpus, model, workers, results)
     print_report(file, corpus, results)
     if json_path:
         json_path.write_text(json.dumps(as_json(file, corpus, results), indent=2) + "\n", encoding="utf-8")
@@ -169,11 +177,13 @@ def dictionary_samples(file: Path, train: Sequence[Path], column: str) -> list[b
     return evenly_spaced(files, column, DICTIONARY_SAMPLE_BYTES)
 
 
-def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> None:
+def measure_colazip(corpus: Corpus, model: Path | None, workers: int, results: Results) -> None:
     """Archives by layers, then one archive a source and one a range of lengths; blobs of hostile records."""
     from benchmarks.archives import largest_growth, measure_layers, measure_source, variants
     from benchmarks.records import hostile
     from colazip.codec import Codec
+    from colazip.layers import GIST
+    from colazip.pool import PooledCodec
 
     codec = Codec.from_pretrained(model)
     results.model = {"name": codec.name, "id": codec.id}
@@ -183,7 +193,11 @@ def measure_colazip(corpus: Corpus, model: Path | None, results: Results) -> Non
             note(way.name)
             path = Path(folder) / f"variant-{index}"
             writer = Codec(codec.model, detail=way.detail, price=way.price, brief=way.brief)
-            row, info = measure_layers(corpus.records, way, writer, path)
+            if workers > 1 and GIST in way.layers:
+                with PooledCodec(writer, workers) as pooled:
+                    row, info = measure_layers(corpus.records, way, pooled, path)
+            else:
+                row, info = measure_layers(corpus.records, way, writer, path)
             results.rows.append(row)
             if not results.by_layer:
                 results.by_layer = info["bytes"]
