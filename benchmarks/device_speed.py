@@ -118,7 +118,7 @@ def work(
 
     def leg(name: str, *, unpack: bool) -> Leg:
         profile = cProfile.Profile()
-        group = codec._blocks_read_at_once if unpack else codec._blocks_at_once
+        group = codec.read_batch if unpack else codec.pack_batch
         text, at = 0, 0
         begun = time.monotonic()
         if profiled:

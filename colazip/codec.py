@@ -898,10 +898,15 @@ class Codec:
             with torch.inference_mode():
                 return self._device_sums(texts, np.array(spans, np.int64).reshape(-1, 2), context=context)
         pooled = self._pool(lanes, table, context)
-        summands = np.concatenate([pooled[i] for i in order]) if len(order) else np.zeros((0, 0))
-        # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
-        found = [summands[lo:hi].sum(0) for lo, hi in spans]
-        return np.array(found).reshape(len(found), self.model.config.vector)
+        ends = np.cumsum(lanes.patches[order])
+        found = np.zeros((len(spans), self.model.config.vector))
+        for total, (lo, hi) in zip(found, spans, strict=True):
+            first, last = np.searchsorted(ends, (lo, hi - 1), "right").tolist()
+            for i in range(first, last + 1):
+                own, start = pooled[order[i]], int(ends[i] - lanes.patches[order[i]])
+                # Multiples of 1 / 256 far below 2**53: these sums are exact in any order.
+                total += own[max(0, lo - start) : hi - start].sum(0)
+        return found
 
     @staticmethod
     def _streams(count: int, lanes: Lanes, symbols: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
@@ -1060,9 +1065,9 @@ def _check_device(name: str) -> None:
         kind = torch.device(name).type
     except RuntimeError:
         kind = ""
-    if kind != "cuda":
+    if kind not in ("cpu", "cuda"):
         raise UsageError(f"device {name!r}: must be cpu or cuda")
-    if not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: torch finds no GPU here; leave the device out to use the CPU")
 
 

@@ -111,7 +111,9 @@ class PooledCodec(Codec):
 
 def _begin(codec: Codec, threads: int) -> None:
     global _own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the calling process is interrupted, and ends this one
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # interrupted with the calling process, it ends, and says nothing
     import torch
 
     torch.set_num_threads(threads)

@@ -139,8 +139,10 @@ class Model:
             return None
 
         def run(units: np.ndarray, valid: np.ndarray) -> np.ndarray:
+            device = network.enter.q.device  # a codec may have taken it to its own
             with torch.inference_mode():
-                return network(torch.from_numpy(units), torch.from_numpy(valid)).numpy()
+                found = network(torch.from_numpy(units).to(device), torch.from_numpy(valid).to(device))
+            return found.cpu().numpy()
 
         return run
 
