@@ -84,7 +84,8 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 @contextmanager
 def _tensor_cores() -> Iterator[None]:
-    """float32 products through TF32: integers of the grid have less digits than that, so they stay exact."""
+    """float32 products through TF32: integers of the grid stay exact, which have less digits; what gradients
+    lose is below what bfloat16 loses elsewhere."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

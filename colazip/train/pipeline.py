@@ -58,7 +58,7 @@ def run(
         for schedule in (recipe.vae, recipe.prior):
             share_of(schedule.micro_batches, place)  # raises before anything is written
         if place.device.type == "cuda":
-            # Exact layers add integers in float32; a product through TF32 would drop bits of them.
+            # Integers of the grid pass through TF32 whole, floats between exact layers would lose digits.
             torch.backends.cuda.matmul.allow_tf32 = False
             # cuDNN plans its attention anew for every shape, and batches come in hundreds of shapes: 15 ms of
             # CPU time for an attention that takes 0.1 ms.

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from colazip.config import ModelConfig
+from colazip.nn.gpu_context import DeviceSums, assign_codes
 from colazip.passages import PASSAGE_TOKENS, count_passages
 from colazip.train.data import TokenStore
 from colazip.train.losses import About
 from colazip.train.side import Teller
+from colazip.vectors import unit
 
-_VECTORS = 4096  # that meet the codebooks at once
+_SEGMENTS = 1024  # whose codes are made at once
 BYTES_A_TOKEN = 9  # two int32, one uint8
 
 
@@ -54,10 +56,7 @@ class Segments:
         lo, count = spans[:, 0], spans[:, 1] - spans[:, 0]
         if teller is None:
             return cls(lo, count, np.zeros(len(lo), np.int64), {})
-        passages = np.array(
-            [count_passages(-(-n // config.patch), config.patch, PASSAGE_TOKENS) for n in count.tolist()],
-            np.int64,
-        )
+        passages = np.array([len(teller.windows(n)) for n in count.tolist()], np.int64)
         if kept is not None and kept.exists():
             with np.load(kept) as found:
                 codes = {size: found[str(size)] for size in teller.codebooks}
@@ -74,31 +73,22 @@ class Segments:
 def _codes(
     store: TokenStore, lo: np.ndarray, count: np.ndarray, teller: Teller, device: torch.device
 ) -> dict[int, np.ndarray]:
-    books = _moved_books(teller.codebooks, device)
-    codes: dict[int, list[np.ndarray]] = {size: [] for size in books}
-    waiting: list[np.ndarray] = []
-
-    def flush() -> None:
-        vectors = torch.from_numpy(np.concatenate(waiting)).to(device)
-        waiting.clear()
-        for size, book in books.items():
-            codes[size].append(_nearest(vectors, book).cpu().numpy())
-
-    for i, (start, n) in enumerate(zip(lo.tolist(), count.tolist(), strict=True)):
-        waiting.append(teller.vectors(np.asarray(store.tokens[start : start + n], np.int64)))
-        if len(waiting) == _VECTORS:
-            flush()
-            print(f"\rsearch codes {(i + 1) / len(lo):.0%}", end="", file=sys.stderr)
-    if waiting:
-        flush()
+    sums = DeviceSums(teller.sums, None, teller.patch, device)
+    codes: dict[int, list[np.ndarray]] = {size: [] for size in teller.codebooks}
+    for at in range(0, len(lo), _SEGMENTS):
+        ends = zip(lo[at : at + _SEGMENTS].tolist(), count[at : at + _SEGMENTS].tolist(), strict=True)
+        texts = [np.asarray(store.tokens[start : start + n], np.int64) for start, n in ends]
+        spans, first = [], 0
+        for text in texts:
+            own = teller.windows(len(text))
+            spans += [(first + begin, first + end) for begin, end in own]
+            first += -(-len(text) // teller.patch)
+        vectors = unit(sums(texts, np.array(spans, np.int64), context=False))
+        for size, book in teller.codebooks.items():
+            codes[size].append(assign_codes(vectors, book, device))
+        print(f"\rsearch codes {min(1.0, (at + _SEGMENTS) / len(lo)):.0%}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return {size: np.concatenate(found) for size, found in codes.items()}
-
-
-def _nearest(vectors: Tensor, book: Tensor) -> Tensor:
-    """Nearest centroid of each slice: float32 [N, D], [M, 256, D / M] -> uint8 [N, M]."""
-    slices = vectors.view(len(vectors), len(book), -1).transpose(0, 1)
-    return torch.cdist(slices, book).argmin(-1).t().to(torch.uint8)
 
 
 class Shape(NamedTuple):

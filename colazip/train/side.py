@@ -21,8 +21,8 @@ class Teller:
 
     def __init__(self, config: ModelConfig, search: SearchRows, tokenizer: Tokenizer) -> None:
         packed, scale = pack_rows(search.rows)
-        self._sums = RowSums(packed, scale, tokenizer.table, config.word_rows)
-        self._patch = config.patch
+        self.sums = RowSums(packed, scale, tokenizer.table, config.word_rows)
+        self.patch = config.patch
         self._vocabulary = config.vocabulary
         self._packed = packed
         self.codebooks = search.codebooks
@@ -31,20 +31,24 @@ class Teller:
         """Integers of the tokens' rows, int8 [V, D]."""
         return torch.from_numpy(unpack_nibbles(self._packed[: self._vocabulary]))
 
+    def windows(self, tokens: int) -> list[tuple[int, int]]:
+        """First patch and end of each passage of a text of so many tokens."""
+        patches = -(-tokens // self.patch)
+        return windows(patches, self.patch, count_passages(patches, self.patch, PASSAGE_TOKENS))
+
     def vectors(self, tokens: np.ndarray) -> np.ndarray:
         """Of the passages of a text: int64 [T] -> unit vectors, float32 [C, D]."""
-        patches = self._sums.patches(tokens, self._patch)
-        codes = count_passages(len(patches), self._patch, PASSAGE_TOKENS)
-        return unit(np.stack([patches[lo:hi].sum(0) for lo, hi in windows(len(patches), self._patch, codes)]))
+        patches = self.sums.patches(tokens, self.patch)
+        return unit(np.stack([patches[lo:hi].sum(0) for lo, hi in self.windows(len(tokens))]))
 
     def about(self, batch: Batch, size: int, device: torch.device) -> About:
         """Codes of `size` bytes of each segment of a batch, taken as a text of its own."""
         found: list[np.ndarray] = []
-        of = np.zeros((len(batch.counts), batch.tokens.shape[1] // self._patch), np.int64)
+        of = np.zeros((len(batch.counts), batch.tokens.shape[1] // self.patch), np.int64)
         first = 0
         for row, (tokens, count) in enumerate(zip(batch.tokens, batch.counts.tolist(), strict=True)):
             found.append(self.vectors(tokens[:count]))
-            patches, codes = -(-count // self._patch), len(found[-1])
+            patches, codes = -(-count // self.patch), len(found[-1])
             of[row, :patches] = first + code_of_patches(patches, codes)
             first += codes
         codebook = self.codebooks[size]

@@ -204,9 +204,12 @@ def train_vae(
     length = config.segment * config.patch
     sample = validation.segments(length)
     sample = sample[np.random.default_rng(0).permutation(len(sample))[:256]]
-    stream = loop.stream(train, train.segments(length), patch=config.patch, patches=schedule.patches)
+    stream = None
+    if not resident:  # captured steps draw their own batches
+        stream = loop.stream(train, train.segments(length), patch=config.patch, patches=schedule.patches)
 
     def part(index: int) -> Part:
+        assert stream is not None
         batch = next(stream)
         x, counts = to_tensors(batch, device)
         fast = loop.step / schedule.steps < schedule.exact_from
