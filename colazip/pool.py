@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from types import TracebackType
@@ -27,7 +27,7 @@ class PooledCodec(Codec):
     """A codec with `workers` processes for `encode_blocks`, `decode_blocks` and `read_gist`.
 
     The results are those of `codec`. The processes start with the first call that has several blocks for
-    them, a second or two and some 400 MB of memory each, more on a GPU, and end with `close` or the `with`
+    them, which takes a second or two, need up to 1.5 GB of memory each, and end with `close` or the `with`
     block. They import the main program anew, so a script keeps what it does under `if __name__ ==
     "__main__":`. Raises UsageError for workers below 1 or above MOST_WORKERS.
     """
@@ -88,8 +88,9 @@ class PooledCodec(Codec):
             )
         each = max(1, -(-len(blocks) // self._workers))
         shares = [list(blocks[lo : lo + each]) for lo in range(0, len(blocks), each)]
-        waiting = [self._processes.submit(call, share, *arguments) for share in shares]
+        waiting: list[Future[list[_T]]] = []
         try:
+            waiting += [self._processes.submit(call, share, *arguments) for share in shares]
             return [row for future in waiting for row in future.result()]
         except BrokenProcessPool as error:
             self.close()
@@ -111,9 +112,8 @@ class PooledCodec(Codec):
 
 def _begin(codec: Codec, threads: int) -> None:
     global _own
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # interrupted with the calling process, it ends, and says nothing
+    # Interrupted with the calling process, it just ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     import torch
 
     torch.set_num_threads(threads)
