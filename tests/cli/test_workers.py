@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_workers_write_and_read_the_same(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": text * 12}, ensure_ascii=False) for text in passages()[:60]]
+    lines = [json.dumps({"text": text * 4}, ensure_ascii=False) for text in passages()[:60]]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
 
     def run(*arguments: str) -> None:
         result = process(*arguments, cwd=tmp_path)
         assert result.returncode == 0, result
 
-    run("pack", "a.jsonl", "-o", "one.cola", "--batch-size", "3")
+    run("pack", "a.jsonl", "-o", "one.cola", "--batch-size", "2")
     run("pack", "a.jsonl", "-o", "two.cola", "--workers", "2")
     assert (tmp_path / "one.cola").read_bytes() == (tmp_path / "two.cola").read_bytes()
     run("unpack", "two.cola", "-o", "b.jsonl", "--workers", "2")
