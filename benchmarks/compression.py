@@ -16,6 +16,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,11 +194,9 @@ def measure_colazip(corpus: Corpus, model: Path | None, workers: int, results: R
             note(way.name)
             path = Path(folder) / f"variant-{index}"
             writer = Codec(codec.model, detail=way.detail, price=way.price, brief=way.brief)
-            if workers > 1 and GIST in way.layers:
-                with PooledCodec(writer, workers) as pooled:
-                    row, info = measure_layers(corpus.records, way, pooled, path)
-            else:
-                row, info = measure_layers(corpus.records, way, writer, path)
+            pays = workers > 1 and GIST in way.layers
+            with PooledCodec(writer, workers) if pays else nullcontext(writer) as coding:
+                row, info = measure_layers(corpus.records, way, coding, path)
             results.rows.append(row)
             if not results.by_layer:
                 results.by_layer = info["bytes"]

@@ -143,8 +143,6 @@ class Codec:
         self._implementation = implementation
         self.model = model
         self.batch_size = batch_size
-        self._blocks_at_once = _BLOCKS_AT_ONCE if on_cpu else _BLOCKS_AT_ONCE_GPU
-        self._blocks_read_at_once = _BLOCKS_AT_ONCE if on_cpu else _BLOCKS_READ_AT_ONCE_GPU
         self._plain = ClassicalCoder(model.dictionary)
         self._patch = model.config.patch
         self._segment = model.config.segment * model.config.patch
@@ -194,12 +192,12 @@ class Codec:
     @property
     def pack_batch(self) -> int:
         """Blocks that it codes together: more at a time cost memory and are no faster."""
-        return self._blocks_at_once
+        return _BLOCKS_AT_ONCE if self.device == "cpu" else _BLOCKS_AT_ONCE_GPU
 
     @property
     def read_batch(self) -> int:
         """Blocks that it decodes together."""
-        return self._blocks_read_at_once
+        return _BLOCKS_AT_ONCE if self.device == "cpu" else _BLOCKS_READ_AT_ONCE_GPU
 
     @cached_property
     def _encoder(self) -> LaneEncoder:
@@ -418,8 +416,8 @@ class Codec:
             if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
                 raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
         result: list[Block] = []
-        for lo in range(0, len(blocks), self._blocks_at_once):
-            some = blocks[lo : lo + self._blocks_at_once]
+        for lo in range(0, len(blocks), self.pack_batch):
+            some = blocks[lo : lo + self.pack_batch]
             result.extend(self._encode_some(some, wanted, level, self._abridger))
         return result
 
@@ -873,12 +871,9 @@ class Codec:
         if self.device == "cpu":
             codes = assign_codes(unit(sums), self._codebook)
         else:
-            import torch
-
             from colazip.nn import gpu_context
 
-            with torch.inference_mode():
-                codes = gpu_context.assign_codes(unit(sums), self._codebook, torch.device(self.device))
+            codes = gpu_context.assign_codes(unit(sums), self._codebook, self.device)
         cuts = np.cumsum([len(of_block) for of_block in slots])[:-1]
         return [(np.array(s, np.int64), c) for s, c in zip(slots, np.split(codes, cuts), strict=True)]
 
@@ -892,11 +887,8 @@ class Codec:
     ) -> np.ndarray:
         """What spans of the patches of all lanes, in the order int64 [L], add up to: float64 [C, D]."""
         if self.device != "cpu":
-            import torch
-
             texts = [table[i, : lanes.count[i]] for i in order]
-            with torch.inference_mode():
-                return self._device_sums(texts, np.array(spans, np.int64).reshape(-1, 2), context=context)
+            return self._device_sums(texts, np.array(spans, np.int64).reshape(-1, 2), context=context)
         pooled = self._pool(lanes, table, context)
         ends = np.cumsum(lanes.patches[order])
         found = np.zeros((len(spans), self.model.config.vector))
@@ -937,7 +929,7 @@ class Codec:
         lo = 0
         while lo < len(blocks):
             hi = lo + 1
-            while hi < min(len(blocks), lo + self._blocks_read_at_once) and heads[hi] == heads[lo]:
+            while hi < min(len(blocks), lo + self.read_batch) and heads[hi] == heads[lo]:
                 hi += 1
             some = _Opened(blocks[lo:hi], self)
             with self._networks(some.lanes) as net:

@@ -39,12 +39,11 @@ from colazip.errors import FormatError
 PRECISION = 20
 MAX_STATES = 16
 
-# How a stream is damaged that looked well.
-CUT_SHORT, LEFT_OVER = "it ends before its symbols do", "it does not end where its symbols do"
+CUT_SHORT = "it ends before its symbols do"  # how a stream is damaged that looked well
 
 _TOTAL = 1 << PRECISION
-ORIGIN_ALONE = 1 << 20
-ORIGIN_SHARED = 1 << 32
+_ORIGIN_ALONE = 1 << 20
+_ORIGIN_SHARED = 1 << 32
 
 # NumPy scalars, so that no expression below leaves uint64 under the promotion rules of NumPy 1 or 2.
 _MASK = np.uint64(_TOTAL - 1)
@@ -123,7 +122,7 @@ def _encode_lanes(
     order = np.argsort(-length, kind="stable")
     length, stride = length[order], stride[order]
     cursor = offsets[owner[order]] + rank[order] + stride * (length - 1)
-    state = np.where(stride == 1, np.uint64(ORIGIN_ALONE), np.uint64(ORIGIN_SHARED))
+    state = np.where(stride == 1, np.uint64(_ORIGIN_ALONE), np.uint64(_ORIGIN_SHARED))
     rounds = int(length[0])
     active = np.searchsorted(-length, -np.arange(rounds), side="left").tolist()
 
@@ -152,7 +151,7 @@ def _pack(states: np.ndarray, words: np.ndarray) -> bytes:
     tail = words.astype("<u4").tobytes()
     if len(states) > 1:
         return bytes([len(states)]) + states.astype("<u8").tobytes() + tail
-    if states[0] == ORIGIN_ALONE and not tail:
+    if states[0] == _ORIGIN_ALONE and not tail:
         return b""
     body = states.astype("<u8").tobytes().rstrip(b"\0") + tail
     return b"\1" + body if 1 <= body[0] <= MAX_STATES else body
@@ -163,17 +162,17 @@ def damaged(number: int, how: str) -> FormatError:
     return FormatError(f"entropy stream {number} is damaged: {how}")
 
 
-def unpack_stream(data: bytes, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _unpack(data: bytes, number: int) -> tuple[np.ndarray, np.ndarray]:
     """States, uint64 [S], and words, uint32 [W], of one stream; `number` goes into FormatError's message."""
     if not data:
-        return np.array([ORIGIN_ALONE], dtype=np.uint64), np.empty(0, dtype=np.uint32)
+        return np.array([_ORIGIN_ALONE], dtype=np.uint64), np.empty(0, dtype=np.uint32)
     count = data[0]
     if 2 <= count <= MAX_STATES:
         split = 1 + 8 * count
         if len(data) < split or (len(data) - split) % 4:
             raise damaged(number, f"{len(data)} bytes for {count} states")
         states = np.frombuffer(data, dtype="<u8", count=count, offset=1).astype(np.uint64)
-        if (states < ORIGIN_SHARED).any():
+        if (states < _ORIGIN_SHARED).any():
             raise damaged(number, "a state is out of range")
     else:
         # A sequence of symbols has one encoding: a needless mark, zero byte or state is damage.
@@ -182,7 +181,7 @@ def unpack_stream(data: bytes, number: int) -> tuple[np.ndarray, np.ndarray]:
         size = len(data) - body
         split = body + (size if size <= 8 else 5 + (size - 5) % 4)
         state = int.from_bytes(data[body:split], "little")
-        if marked != (body == 1) or data[split - 1] == 0 or state <= ORIGIN_ALONE:
+        if marked != (body == 1) or data[split - 1] == 0 or state <= _ORIGIN_ALONE:
             raise damaged(number, "its state is out of range")
         states = np.array([state], dtype=np.uint64)
     return states, np.frombuffer(data, dtype="<u4", offset=split).astype(np.uint32)
@@ -197,10 +196,10 @@ class StreamDecoder:
 
     def __init__(self, streams: Sequence[bytes]) -> None:
         """Take in the bytes of every stream. FormatError if they can't be what `encode_streams` returns."""
-        parts = [unpack_stream(bytes(data), number) for number, data in enumerate(streams)]
+        parts = [_unpack(bytes(data), number) for number, data in enumerate(streams)]
         self._count = np.array([len(states) for states, _ in parts], dtype=np.int64)
         self._first_lane = np.cumsum(self._count) - self._count
-        self._origin = np.where(self._count == 1, np.uint64(ORIGIN_ALONE), np.uint64(ORIGIN_SHARED))
+        self._origin = np.where(self._count == 1, np.uint64(_ORIGIN_ALONE), np.uint64(_ORIGIN_SHARED))
         self._turn = np.zeros(len(parts), dtype=np.int64)  # which state of a stream has the next symbol
         self._state = (
             np.concatenate([states for states, _ in parts]) if parts else np.empty(0, dtype=np.uint64)
@@ -258,7 +257,7 @@ class StreamDecoder:
         unread = np.flatnonzero(self._cursor != self._end)
         if len(wrong) or len(unread):
             number = min(wrong.tolist() + unread.tolist())
-            raise damaged(number, LEFT_OVER)
+            raise damaged(number, "it does not end where its symbols do")
 
     def _decode_one(self, stream: int, cdf: np.ndarray) -> int:
         """The next symbol of one stream: what `_decode_round` does, in Python's integers, of which few are

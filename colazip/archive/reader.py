@@ -454,9 +454,7 @@ class Archive:
     def _decoded_blocks(self, group: int, blocks: Sequence[int]) -> dict[int, list[bytes]]:
         """Exact parts of some blocks of a group; those that were read lately come from memory."""
         found = {block: self._decoded[group, block] for block in blocks if (group, block) in self._decoded}
-        for places in self._batches((group, block) for block in blocks if block not in found):
-            decoded = self._decode(places, OF_TEXT)
-            found.update({block: parts for (_, block), parts in zip(places, decoded, strict=True)})
+        found |= self._of_group(self._decode, group, [b for b in blocks if b not in found], OF_TEXT)
         for block in blocks[-_KEPT_BLOCKS:]:
             self._decoded[group, block] = found[block]
             self._decoded.move_to_end((group, block))
@@ -466,10 +464,20 @@ class Archive:
 
     def _read_gists(self, group: int, blocks: Sequence[int]) -> dict[int, list[str]]:
         """Readings of the parts of some blocks of a group."""
-        found: dict[int, list[str]] = {}
+        return self._of_group(self._read_gist, group, blocks, OF_READING)
+
+    def _of_group(
+        self,
+        decode: Callable[[Places, Sequence[str]], list[list[_T]]],
+        group: int,
+        blocks: Sequence[int],
+        layers: Sequence[str],
+    ) -> dict[int, list[_T]]:
+        """The parts of some blocks of a group."""
+        found: dict[int, list[_T]] = {}
         for places in self._batches((group, block) for block in blocks):
-            read = self._read_gist(places, OF_READING)
-            found.update({block: parts for (_, block), parts in zip(places, read, strict=True)})
+            decoded = decode(places, layers)
+            found.update({block: parts for (_, block), parts in zip(places, decoded, strict=True)})
         return found
 
     def _batches(self, places: Iterable[tuple[int, int]]) -> Iterator[Places]:

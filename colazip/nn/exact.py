@@ -10,10 +10,13 @@ Training runs the same forward pass; gradients go straight through the rounding,
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -118,38 +121,43 @@ def _inverse_rms(q: Tensor) -> Tensor:
     return torch.sqrt(_divide(squares, q.shape[-1]).double()).float().reciprocal()
 
 
-@lru_cache(maxsize=8)
-def exact_kernels(device: torch.device) -> Any:
-    """The module of kernels that exact layers use on a device without gradients; None where they don't run or
-    give other bits."""
+def load_kernels(
+    module: str, device: torch.device, works: Callable[[Any], bool], without: str
+) -> ModuleType | None:
+    """A module of Triton's kernels for a GPU, or for its interpreter; None where they don't run or give other
+    bits, which is said. works: tries them out."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
     try:
-        from colazip.nn import gpu_exact
+        kernels = importlib.import_module(module)
+        reason = "" if works(kernels) else "they differ on this device"
+    except Exception as error:  # whatever Triton raises, where there is no C compiler for instance
+        reason = type(error).__name__
+    if reason:
+        print(f"{without} ({reason})", file=sys.stderr)
+    return None if reason else kernels
 
+
+@lru_cache(maxsize=8)
+def exact_kernels(device: torch.device) -> Any:
+    """The module of kernels that exact layers use on a device without gradients; None without."""
+
+    def works(kernels: Any) -> bool:
         with torch.inference_mode(False), torch.no_grad():
-            right = gpu_exact.agree(device)
-    except Exception as error:
-        print(f"exact layers without fused kernels ({type(error).__name__})", file=sys.stderr)
-        return None
-    if not right:
-        print("exact layers without fused kernels: they differ on this device", file=sys.stderr)
-    return gpu_exact if right else None
+            return bool(kernels.agree(device))
+
+    return load_kernels("colazip.nn.gpu_exact", device, works, "exact layers without fused kernels")
 
 
 @lru_cache(maxsize=8)
 def training_kernels(device: torch.device) -> Any:
     """The module of fused kernels that training uses on a device; None where they don't run."""
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return None
-    try:
-        from colazip.nn import fused
 
-        fused.quantize(torch.zeros(1, 16, device=device))  # Triton compiles it, which takes a C compiler
-    except Exception as error:
-        print(f"training without fused kernels ({type(error).__name__})", file=sys.stderr)
-        return None
-    return fused
+    def works(kernels: Any) -> bool:
+        kernels.quantize(torch.zeros(1, 16, device=device))
+        return True
+
+    return load_kernels("colazip.nn.fused", device, works, "training without fused kernels")
 
 
 def _fast(x: Tensor) -> Tensor:

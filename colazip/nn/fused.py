@@ -15,16 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from colazip.nn.exact import gpu_product
-from colazip.nn.gpu_exact import scaled, whole_rows
+from colazip.nn.gpu_exact import rounded, scaled, tiles, whole_rows
 from colazip.nn.grid import GRID, VALUE_STEPS
-
-_TILE = 4096  # elements that a program has at once
-
-
-@triton.jit
-def _rounded(x):  # type: ignore[no-untyped-def]
-    # 1.5 * 2**23: adding it and taking it away rounds to the nearest integer, half to even.
-    return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -38,7 +30,7 @@ def _quantize_kernel(  # type: ignore[no-untyped-def]
     value = tl.load(x + at, mask=inside, other=0.0)
     top = tl.max(tl.abs(value), 1)
     top = tl.where(top >= 3.8e-37, top, 1.0)
-    whole = _rounded(value * (127.0 / top)[:, None])
+    whole = rounded(value * (127.0 / top)[:, None])
     tl.store(q + at, whole.to(tl.int8), mask=inside)
     tl.store(scale + row, top / 127.0, mask=row < rows)
     if NORM:
@@ -62,7 +54,7 @@ def _activate_kernel(  # type: ignore[no-untyped-def]
     square = positive * positive
     top = tl.max(square, 1)
     top = tl.where(top >= 3.8e-37, top, 1.0)
-    whole = _rounded(square * (127.0 / top)[:, None])
+    whole = rounded(square * (127.0 / top)[:, None])
     tl.store(q + at, whole.to(tl.int8), mask=inside)
     tl.store(scale_q + row, top / 127.0, mask=row < rows)
 
@@ -118,7 +110,7 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     top = tl.where(top >= 3.8e-37, top, 1.0)
     inverse = tl.where(part == 2, 32.0, 127.0 / top)
     whole = tl.minimum(tl.maximum(value * inverse[:, None], -127.0), 127.0)
-    whole = _rounded(whole).to(tl.bfloat16)
+    whole = rounded(whole).to(tl.bfloat16)
     tl.store(q + at, whole, mask=inside & (part == 0)[:, None])
     tl.store(k + at, whole, mask=inside & (part == 1)[:, None])
     tl.store(v + at, whole, mask=inside & (part == 2)[:, None])
@@ -148,13 +140,6 @@ def _unproject_kernel(  # type: ignore[no-untyped-def]
     tl.store(gx + row[:, None] * W + column[None, :], value, mask=inside)
 
 
-def _tiles(rows: int, width: int) -> tuple[tuple[int, int], int, int]:
-    """Grid, rows and columns of tiles."""
-    columns = min(256, max(16, triton.next_power_of_2(width)))
-    each = _TILE // columns
-    return (triton.cdiv(rows, each), triton.cdiv(width, columns)), each, columns
-
-
 def quantize(x: Tensor, *, norm: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """float32 [N, K] -> integers int8 [N, K], scales [N, 1], and 1 / rms of the integers, or the scales once
     more, [N, 1]."""
@@ -174,7 +159,7 @@ def _spread(g: Tensor, factor: Tensor, scale: Tensor, kept: Tensor | None = None
     g = g.contiguous()
     by_row = torch.empty_like(g, dtype=torch.bfloat16)
     by_column = torch.empty_like(by_row)
-    grid, each, columns = _tiles(*g.shape)
+    grid, each, columns = tiles(*g.shape)
     active = kept is not None
     _spread_kernel[grid](
         g, kept if active else g, factor, scale, by_row, by_column, *g.shape, active, each, columns

@@ -21,7 +21,8 @@ _VECTORS = 4096  # that meet the codebook at once
 _POSITIONS = 1 << 16  # of a batch, padding included
 
 
-def assign_codes(vectors: np.ndarray, codebook: np.ndarray, device: torch.device) -> np.ndarray:
+@torch.inference_mode()
+def assign_codes(vectors: np.ndarray, codebook: np.ndarray, device: torch.device | str) -> np.ndarray:
     """`vectors.assign_codes` on a device: squares are added one after the other, each operation rounded by
     itself; of centroids as near as each other the first is taken."""
     book = torch.from_numpy(np.ascontiguousarray(codebook, np.float32)).to(device)
@@ -46,6 +47,7 @@ class DeviceSums:
         self._rows, self._encoder, self._patch, self._device = rows, encoder, patch, device
         self._table = torch.from_numpy(rows.grid).to(device, torch.float32) / 256.0
 
+    @torch.inference_mode()
     def __call__(self, texts: Sequence[np.ndarray], spans: np.ndarray, *, context: bool) -> np.ndarray:
         """What spans of patches add up to, float64 [C, D]. texts: tokens int64 [T] each, none empty; spans:
         int64 [C, 2], first patch and end, in the patches of all texts end to end."""

@@ -19,7 +19,7 @@ from colazip.side import Side
 
 
 class Decoding:
-    """A `GPUDecoding` over networks on their device."""
+    """Decoding over networks on their device: arguments and results as in `colazip.decode`."""
 
     def __init__(self, net: TorchNetworks) -> None:
         self._net = net
@@ -49,9 +49,9 @@ class Decoding:
                 history = tokens[:m, at : at + ORDERS].flip(1)
                 guess, kind = memory.guess(tokens, at, m)
                 cdf = cumulative(net.class_logits(k, history, guess, kind))
-                classes = decoder.decode(cdf, rows, active[at])
+                classes = decoder.decode_rows(cdf, rows, active[at])
                 cdf = cumulative(net.slot_logits(classes))
-                slots = decoder.decode(cdf, rows, active[at], said[classes])
+                slots = decoder.decode_rows(cdf, rows, active[at], said[classes])
                 came = readout.token_of[classes, slots]
                 tokens[:m, ORDERS + at] = came
                 memory.learn(came, active[at])
@@ -75,7 +75,7 @@ class Decoding:
             lane, column = np.nonzero(where)
             rows = Rows(lanes.block[lo:hi][lane], len(streams), net.device)
             cdf = cumulative(net.rare_logits(here, lanes.count[lo:hi], where, detail, given))
-            slots = decoder.decode(cdf, rows, torch.from_numpy(rows.count).to(net.device))
+            slots = decoder.decode_rows(cdf, rows, torch.from_numpy(rows.count).to(net.device))
             tokens[lo + lane, column] = net.rarer(here[lane, column], slots.cpu().numpy())
         decoder.finish()
         return [tokens[i, : lanes.count[i]] for i in range(len(lanes))]
@@ -95,7 +95,7 @@ def try_out(device: torch.device) -> None:
     one = torch.ones(1, dtype=torch.int32, device=device)
     decoder = DeviceStreams([stream], device)
     cdf = torch.tensor([[0, 1 << 19, 1 << 20]], dtype=torch.int32, device=device)
-    came = decoder.decode(cdf, rows, one, one > 0)
+    came = decoder.decode_rows(cdf, rows, one, one > 0)
     decoder.finish()
     memory = DeviceMemory(rows, torch.zeros(1, dtype=torch.int64, device=device))
     memory.guess(torch.zeros(1, ORDERS + 1, dtype=torch.int64, device=device), 0, 1)

@@ -27,7 +27,7 @@ _QUERIES, _KEYS = 64, 64  # of a tile of attention
 
 
 @triton.jit
-def _rounded(x):  # type: ignore[no-untyped-def]
+def rounded(x):  # type: ignore[no-untyped-def]
     # 1.5 * 2**23: adding it and taking it away rounds to the nearest integer, half to even.
     return (x + 12582912.0) - 12582912.0
 
@@ -38,7 +38,7 @@ def _on_grid(value, SMALLEST: tl.constexpr):  # type: ignore[no-untyped-def]
     top = tl.max(tl.abs(value), 1)
     top = tl.where(top >= SMALLEST, top, 1.0)
     by = tl.math.div_rn(tl.full(top.shape, 1.0, tl.float32), top) * 127.0
-    return _rounded(value * by[:, None]), top
+    return rounded(value * by[:, None]), top
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     own = (row // (3 * H * positions) * H + head) * positions + position
     value = tl.load(x + row[:, None] * W + column[None, :], mask=inside, other=0.0)
     whole, _ = _on_grid(value, SMALLEST)
-    kept = _rounded(tl.minimum(tl.maximum(value * 32.0, -127.0), 127.0))
+    kept = rounded(tl.minimum(tl.maximum(value * 32.0, -127.0), 127.0))
     whole = tl.where((part == 2)[:, None], kept, whole)
     tl.store(y + (part * plane + own * W)[:, None] + column[None, :], whole.to(tl.int8), mask=inside)
 
@@ -178,7 +178,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
             x, k + here, valid + row * length, lo, end, length, query, column, by, slope, W, CAUSAL, VALID, N
         )
         gap = tl.where(there, tl.minimum(top[:, None] - scores, LAST * 1.0), LAST * 1.0)
-        weights = tl.load(table + _rounded(gap).to(tl.int32))
+        weights = tl.load(table + rounded(gap).to(tl.int32))
         weights = tl.where(there, weights, 0.0)
         total += tl.sum(weights, 1)
         held = (key < end)[:, None] & wide[None, :]
@@ -224,7 +224,7 @@ def _step_kernel(  # type: ignore[no-untyped-def]
     for lo in range(0, positions, N):
         there, at, scores = _step_scores(x, k, lo, here, positions, column, by, slope, W, N)
         gap = tl.minimum(top - scores, LAST * 1.0)
-        weights = tl.where(there, tl.load(table + _rounded(tl.where(there, gap, 0.0)).to(tl.int32)), 0.0)
+        weights = tl.where(there, tl.load(table + rounded(tl.where(there, gap, 0.0)).to(tl.int32)), 0.0)
         total += tl.sum(weights, 0)
         values = tl.load(v + at, mask=there[:, None] & wide[None, :], other=0)
         mixed += tl.sum(weights[:, None] * values.to(tl.float32), 0)
@@ -244,7 +244,7 @@ def _table_kernel(  # type: ignore[no-untyped-def]
     top = tl.max(value, 1)
     top = tl.where(row < rows, top, 0.0)
     step = tl.minimum((top[:, None] - tl.where(inside, value, 0.0)) * 32.0, LAST * 1.0)
-    weight = tl.load(table + _rounded(step).to(tl.int32), mask=inside, other=0.0).to(tl.float64)
+    weight = tl.load(table + rounded(step).to(tl.int32), mask=inside, other=0.0).to(tl.float64)
     whole = tl.sum(weight, 1)
     whole = tl.where(row < rows, whole, 1.0)
     share = (1.0 / whole) * ((1 << BITS) - A)
@@ -278,15 +278,19 @@ def quantize(x: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
     return q, factor
 
 
+def tiles(rows: int, width: int) -> tuple[tuple[int, int], int, int]:
+    """Grid, rows and columns of tiles."""
+    columns = min(256, _columns(width))
+    each = _TILE // columns
+    return (triton.cdiv(rows, each), triton.cdiv(width, columns)), each, columns
+
+
 def scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
     """int32 [N, M] times a factor a row and a scale a column: float32 [N, M]."""
     y = torch.empty_like(product, dtype=torch.float32)
-    rows, width = product.shape
-    columns = min(256, _columns(width))
-    each = _TILE // columns
-    if rows:
-        grid = triton.cdiv(rows, each), triton.cdiv(width, columns)
-        _scale_kernel[grid](product, factor, scale, y, rows, width, each, columns, **_EXACTLY)
+    grid, each, columns = tiles(*product.shape)
+    if len(product):
+        _scale_kernel[grid](product, factor, scale, y, *product.shape, each, columns, **_EXACTLY)
     return y
 
 
@@ -407,7 +411,9 @@ def agree(device: torch.device) -> bool:
     def integers(*shape: int) -> Tensor:
         return torch.from_numpy(random.integers(-127, 128, shape).astype(np.int8)).to(device)
 
-    return all(same(numbers, integers, device) for same in (_same_layers, _same_attention, _same_tables))
+    return (
+        _same_layers(numbers, integers, device) and _same_attention(numbers, device) and _same_tables(numbers)
+    )
 
 
 def _same_layers(numbers: Any, integers: Any, device: torch.device) -> bool:
@@ -442,7 +448,7 @@ def _same_layers(numbers: Any, integers: Any, device: torch.device) -> bool:
     return all(found) and torch.equal(mine, picked * factor * scale[group, :, 0])
 
 
-def _same_attention(numbers: Any, integers: Any, device: torch.device) -> bool:
+def _same_attention(numbers: Any, device: torch.device) -> bool:
     return all(_same_heads(numbers, width, device) for width in (64, 48))
 
 
@@ -473,7 +479,7 @@ def _same_heads(numbers: Any, width: int, device: torch.device) -> bool:
     return same
 
 
-def _same_tables(numbers: Any, integers: Any, device: torch.device) -> bool:
+def _same_tables(numbers: Any) -> bool:
     same = True
     for size in (2, 64, 128):
         logits = numbers(100, size, spread=1.0)

@@ -15,16 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from colazip.entropy import (
-    CUT_SHORT,
-    LEFT_OVER,
-    MAX_STATES,
-    ORIGIN_ALONE,
-    ORIGIN_SHARED,
-    PRECISION,
-    damaged,
-    unpack_stream,
-)
+from colazip.entropy import CUT_SHORT, MAX_STATES, PRECISION, StreamDecoder, damaged
 from colazip.memory import ODD, ORDERS, RUN_BITS, RUNS, SLOT_BITS, TAG_BITS, TOKEN_BITS
 
 _LANES = 128  # whose contexts a program looks up
@@ -93,14 +84,12 @@ def _guess_kernel(  # type: ignore[no-untyped-def]
     found = tl.zeros([R], tl.int64)
     sort = tl.zeros([R], tl.int64)
     for order in tl.static_range(3):
-        if order == 1:
-            context = (context << TOKEN) | tl.load(last + 1, mask=inside, other=0)
-        if order == 2:
-            context = (context << TOKEN) | tl.load(last, mask=inside, other=0)
         odd = ODD0
         if order == 1:
+            context = (context << TOKEN) | tl.load(last + 1, mask=inside, other=0)
             odd = ODD1
         if order == 2:
+            context = (context << TOKEN) | tl.load(last, mask=inside, other=0)
             odd = ODD2
         mixed = context * odd
         tag = tl.maximum((mixed >> 8) & ((1 << TAG) - 1), 1)
@@ -147,32 +136,25 @@ class Rows:
         self.first = torch.from_numpy(np.cumsum(self.count) - self.count).to(device, torch.int32)
 
 
-class DeviceStreams:
-    """`StreamDecoder` on a GPU. Damage shows when `finish` is called."""
+class DeviceStreams(StreamDecoder):
+    """A `StreamDecoder` whose states are on a GPU. Damage shows when `finish` is called."""
 
     def __init__(self, streams: Sequence[bytes], device: torch.device) -> None:
-        """FormatError if they can't be what `encode_streams` returns."""
-        parts = [unpack_stream(bytes(data), number) for number, data in enumerate(streams)]
-        count = np.array([len(states) for states, _ in parts], np.int64)
-        states = np.zeros((len(parts), MAX_STATES), np.uint64)
-        for row, (own, _) in zip(states, parts, strict=True):
-            row[: len(own)] = own
-        words = np.concatenate([words for _, words in parts] or [np.empty(0, np.uint32)])
-        ends = np.cumsum([len(words) for _, words in parts], dtype=np.int64)
-        lengths = np.array([len(words) for _, words in parts], np.int64)
-        self._count, self._end = count, ends
-        self._origin = np.where(count == 1, ORIGIN_ALONE, ORIGIN_SHARED)
+        super().__init__(streams)
 
         def moved(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values.astype(np.int64))).to(device)
+            return torch.from_numpy(values.astype(np.int64)).to(device)
 
-        self._state, self._states = moved(states.view(np.int64)), moved(count)
-        self._words = moved(words if len(words) else np.zeros(1, np.uint32))
-        self._cursor, self._stop, self._least = moved(ends - lengths), moved(ends), moved(self._origin)
-        self._turn = torch.zeros_like(self._states)
-        self._bad = torch.zeros(len(parts), dtype=torch.int32, device=device)
+        self._there = np.arange(MAX_STATES)[None] < self._count[:, None]
+        states = np.zeros(self._there.shape, np.uint64)
+        states[self._there] = self._state
+        self._device_state, self._states = moved(states.view(np.int64)), moved(self._count)
+        self._device_words = moved(self._words if len(self._words) else np.zeros(1, np.uint32))
+        self._device_cursor, self._stop = moved(self._cursor), moved(self._end)
+        self._least, self._device_turn = moved(self._origin), moved(self._turn)
+        self._bad = torch.zeros(len(streams), dtype=torch.int32, device=device)
 
-    def decode(self, cdf: Tensor, rows: Rows, active: Tensor, wanted: Tensor | None = None) -> Tensor:
+    def decode_rows(self, cdf: Tensor, rows: Rows, active: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Next symbols of the first `active` rows of each block, int32 [B]: int64 [N], 0 where a row is not
         wanted, bool [N]. cdf: int32 [N, A + 1]."""
         size = cdf.shape[1] - 1
@@ -185,12 +167,12 @@ class DeviceStreams:
             rows.order,
             rows.first,
             active,
-            self._state,
+            self._device_state,
             self._states,
-            self._turn,
-            self._cursor,
+            self._device_turn,
+            self._device_cursor,
             self._stop,
-            self._words,
+            self._device_words,
             self._least,
             self._bad,
             wanted is not None,
@@ -203,15 +185,12 @@ class DeviceStreams:
         return out
 
     def finish(self) -> None:
-        """FormatError unless every state is back at its origin and every word was read."""
-        bad = self._bad.cpu().numpy() != 0
-        if bad.any():
-            raise damaged(int(np.flatnonzero(bad)[0]), CUT_SHORT)
-        there = np.arange(MAX_STATES)[None] < self._count[:, None]
-        off = ((self._state.cpu().numpy() != self._origin[:, None]) & there).any(1)
-        wrong = np.flatnonzero(off | (self._cursor.cpu().numpy() != self._end))
-        if len(wrong):
-            raise damaged(int(wrong[0]), LEFT_OVER)
+        bad = np.flatnonzero(self._bad.cpu().numpy())
+        if len(bad):
+            raise damaged(int(bad[0]), CUT_SHORT)
+        self._state = self._device_state.cpu().numpy().view(np.uint64)[self._there]
+        self._cursor = self._device_cursor.cpu().numpy()
+        super().finish()
 
 
 class DeviceMemory:

@@ -68,10 +68,6 @@ class ExactBlock(nn.Module):
         self.temperature = nn.Parameter(torch.full((heads,), 0.75))
         self.register_buffer("slopes", torch.from_numpy(alibi_slopes(heads)), persistent=False)
 
-    @property
-    def _frozen(self) -> bool:
-        return self.qkv.weight is None
-
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, P, D] -> queries, keys, values as integers [B, H, P, W], in float32, or in bfloat16 where a GPU
         trains."""
@@ -83,11 +79,15 @@ class ExactBlock(nn.Module):
         q, k, v = qkv[0], qkv[1], qkv[2]
         return _round_rows(q), _round_rows(k), _round_values(v)
 
+    def _factor(self) -> Tensor:
+        """What products of queries and keys are multiplied by for scores in steps of the table of weights:
+        [H]."""
+        return self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
+
     def _in_steps(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """What products of queries and keys are multiplied by, [H, 1, 1], and what is taken off then, [H, Q,
-        K], for scores in steps of the table of weights."""
-        factor = (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
-        return factor * float(TABLE_STEPS), self.slopes[:, None, None] * (distance * float(TABLE_STEPS))
+        """That, [H, 1, 1], and what is taken off then, [H, Q, K]."""
+        factor = self._factor()[:, None, None]
+        return factor, self.slopes[:, None, None] * (distance * float(TABLE_STEPS))
 
     def _scores(self, q: Tensor, k: Tensor, distance: Tensor) -> Tensor:
         """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] in positions."""
@@ -132,11 +132,11 @@ class ExactBlock(nn.Module):
         none)."""
         if x.shape[1] > ATTENTION_KEYS:
             raise ValueError(f"{x.shape[1]} positions: at most {ATTENTION_KEYS} give exact attention")
-        if self._frozen and (kernels := exact_kernels(x.device)) is not None:
+        if self.qkv.weight is None and (kernels := exact_kernels(x.device)) is not None:
             own = kernels.project(self.qkv(x), self.heads)
-            factor = self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
             seen = None if self.causal else valid
-            return self._finish(x, kernels.attend(*own, factor, self.slopes, seen, causal=self.causal))
+            mixed = kernels.attend(*own, self._factor(), self.slopes, seen, causal=self.causal)
+            return self._finish(x, mixed)
         q, k, v = self._project(x)
         if bias is not None:
             # Float attention over the same integers: close to the exact path and several times faster.
@@ -169,8 +169,7 @@ class ExactBlock(nn.Module):
         if (kernels := exact_kernels(x.device)) is not None:
             q, k, v = (part[:, :, 0] for part in kernels.project(self.qkv(x)[:, None], self.heads))
             cache.put(position, k, v)
-            factor = self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
-            mixed = kernels.attend_step(q, cache.key, cache.value, position + 1, factor, self.slopes)
+            mixed = kernels.attend_step(q, cache.key, cache.value, position + 1, self._factor(), self.slopes)
             return self._finish(x, mixed)
         q, k, v = self._project(x[:, None])
         cache.put(position, k[:, :, 0], v[:, :, 0])

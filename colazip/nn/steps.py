@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from colazip.lanes import Lanes
 from colazip.names import TokenNames
-from colazip.nn.exact import cumulative
+from colazip.nn.exact import cumulative, load_kernels
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
 
-
-class GPUDecoding(Protocol):
-    """Decoding that leaves everything on a GPU: arguments and results as in `colazip.decode`."""
-
-    def decode_gist(
-        self, lanes: Lanes, streams: Sequence[bytes], detail: int, side: Side | None = None
-    ) -> np.ndarray: ...
-
-    def decode_exact(
-        self,
-        lanes: Lanes,
-        gist: np.ndarray,
-        streams: Sequence[bytes],
-        detail: int,
-        batch: int,
-        side: Side | None = None,
-    ) -> list[np.ndarray]: ...
+if TYPE_CHECKING:
+    from colazip.nn.gpu_decode import Decoding
 
 
 class Networks(Protocol):
@@ -46,7 +27,7 @@ class Networks(Protocol):
     """
 
     @property
-    def on_gpu(self) -> GPUDecoding | None: ...
+    def on_gpu(self) -> Decoding | None: ...
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         """Begin the gists, of one detail, of `lanes` lanes. side: what they are coded given, if anything."""
@@ -100,16 +81,12 @@ class Networks(Protocol):
 @lru_cache(maxsize=8)
 def decoding_kernels(device: torch.device) -> Any:
     """The module that decodes on a GPU; None where its kernels don't run."""
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return None
-    try:
-        from colazip.nn import gpu_decode
 
-        gpu_decode.try_out(device)  # Triton compiles, which takes a C compiler
-    except Exception as error:
-        print(f"decoding step by step, no kernels for it ({type(error).__name__})", file=sys.stderr)
-        return None
-    return gpu_decode
+    def works(kernels: Any) -> bool:
+        kernels.try_out(device)
+        return True
+
+    return load_kernels("colazip.nn.gpu_decode", device, works, "decoding step by step, without kernels")
 
 
 class TorchNetworks:
@@ -138,10 +115,10 @@ class TorchNetworks:
         return None if side is None else self.vae.tell(self._tensor(side.vectors), self._tensor(side.of))
 
     @cached_property
-    def on_gpu(self) -> GPUDecoding | None:
+    def on_gpu(self) -> Decoding | None:
         if (kernels := decoding_kernels(self.device)) is None:
             return None
-        decoding: GPUDecoding = kernels.Decoding(self)
+        decoding: Decoding = kernels.Decoding(self)
         return decoding
 
     def context(self, position: int, previous: np.ndarray) -> None:

@@ -56,12 +56,13 @@ class Segments:
         lo, count = spans[:, 0], spans[:, 1] - spans[:, 0]
         if teller is None:
             return cls(lo, count, np.zeros(len(lo), np.int64), {})
-        passages = np.array([len(teller.windows(n)) for n in count.tolist()], np.int64)
+        windows = [teller.windows(n) for n in count.tolist()]
+        passages = np.array([len(own) for own in windows], np.int64)
         if kept is not None and kept.exists():
             with np.load(kept) as found:
                 codes = {size: found[str(size)] for size in teller.codebooks}
         else:
-            codes = _codes(store, lo, count, teller, device)
+            codes = _codes(store, lo, count, windows, teller, device)
             if kept is not None:
                 partial = kept.with_suffix(".partial.npz")
                 arrays: dict[str, Any] = {str(size): values for size, values in codes.items()}
@@ -71,7 +72,12 @@ class Segments:
 
 
 def _codes(
-    store: TokenStore, lo: np.ndarray, count: np.ndarray, teller: Teller, device: torch.device
+    store: TokenStore,
+    lo: np.ndarray,
+    count: np.ndarray,
+    windows: list[list[tuple[int, int]]],
+    teller: Teller,
+    device: torch.device,
 ) -> dict[int, np.ndarray]:
     sums = DeviceSums(teller.sums, None, teller.patch, device)
     codes: dict[int, list[np.ndarray]] = {size: [] for size in teller.codebooks}
@@ -79,8 +85,7 @@ def _codes(
         ends = zip(lo[at : at + _SEGMENTS].tolist(), count[at : at + _SEGMENTS].tolist(), strict=True)
         texts = [np.asarray(store.tokens[start : start + n], np.int64) for start, n in ends]
         spans, first = [], 0
-        for text in texts:
-            own = teller.windows(len(text))
+        for text, own in zip(texts, windows[at : at + _SEGMENTS], strict=True):
             spans += [(first + begin, first + end) for begin, end in own]
             first += -(-len(text) // teller.patch)
         vectors = unit(sums(texts, np.array(spans, np.int64), context=False))
