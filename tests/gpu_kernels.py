@@ -31,7 +31,7 @@ def texts(most: int) -> list[list[bytes]]:
 
 
 def main() -> None:
-    assert gpu_exact.agree(DEVICE), "the kernels and the layers differ"
+    assert agree(gpu_exact, DEVICE), "the kernels and the layers differ"
     model = load(sys.argv[1] if len(sys.argv) > 1 else None)
     blocks = texts(2000 if DEVICE.type == "cuda" else 120)
     plain = Codec(model, implementation="numpy")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
 
 _CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
+QUERIES = 64  # that meet their keys at once on a CPU
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -74,21 +75,22 @@ def int8_kernel_wins() -> bool:
 
 def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Exact product of int8 matrices [N, K] x [M, K] -> float32 [N, M] of integers. K <= MAX_K."""
+    return integer_product(a, b).float()
+
+
+def integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """The same but for its type: int32 where the device has a kernel for that, else float32."""
     if a.shape[-1] > MAX_K:
         raise ValueError(f"a sum over {a.shape[-1]} products is not exact in float32: at most {MAX_K}")
-    # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue 195066.
-    if a.device.type == "cpu" and a.shape[0] > 0 and a.shape[1] > 1 and int8_kernel_wins():
-        return torch._int_mm(a, b.t()).float()
-    return gpu_product(a, b).float()
-
-
-def gpu_product(a: Tensor, b: Tensor) -> Tensor:
-    """The same but for its type: int32 where a GPU has a kernel for that, else float32."""
-    # cuBLAS takes more than 16 rows, and rows of whole groups of 16 bytes.
-    fits = a.is_cuda and a.shape[0] > 16 and a.shape[1] % 16 == 0 == b.shape[0] % 16
-    if fits and int8_kernel_is_right(a.device):
-        return torch._int_mm(a, b.t())
-    return a.float() @ b.t().float()
+    if a.is_cuda:
+        # cuBLAS takes more than 16 rows, and rows of whole groups of 16 bytes.
+        fits = a.shape[0] > 16 and a.shape[1] % 16 == 0 == b.shape[0] % 16
+        fits = fits and int8_kernel_is_right(a.device)
+    else:
+        # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue
+        # 195066.
+        fits = a.shape[0] > 0 and a.shape[1] > 1 and int8_kernel_wins()
+    return torch._int_mm(a, b.t()) if fits else a.float() @ b.t().float()
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +123,9 @@ def _inverse_rms(q: Tensor) -> Tensor:
     return torch.sqrt(_divide(squares, q.shape[-1]).double()).float().reciprocal()
 
 
-def load_kernels(
-    module: str, device: torch.device, works: Callable[[Any], bool], without: str
-) -> ModuleType | None:
-    """A module of Triton's kernels for a GPU, or for its interpreter; None where they don't run or give other
-    bits, which is said. works: tries them out."""
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return None
+def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> ModuleType | None:
+    """A module of compiled kernels; None where they don't run or give other bits, which is said.
+    works: tries them out."""
     try:
         kernels = importlib.import_module(module)
         reason = "" if works(kernels) else "they differ on this device"
@@ -138,26 +136,35 @@ def load_kernels(
     return None if reason else kernels
 
 
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels may run on a device: a GPU, or any with its interpreter."""
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @lru_cache(maxsize=8)
 def exact_kernels(device: torch.device) -> Any:
     """The module of kernels that exact layers use on a device without gradients; None without."""
+    from colazip.nn.agreement import agree
 
-    def works(kernels: Any) -> bool:
-        with torch.inference_mode(False), torch.no_grad():
-            return bool(kernels.agree(device))
-
-    return load_kernels("colazip.nn.gpu_exact", device, works, "exact layers without fused kernels")
+    name = "colazip.nn.gpu_exact" if has_triton(device) else "colazip.nn.cpu_exact"
+    with torch.inference_mode(False), torch.no_grad():
+        return load_kernels(
+            name, lambda kernels: agree(kernels, device), "exact layers without fused kernels"
+        )
 
 
 @lru_cache(maxsize=8)
 def training_kernels(device: torch.device) -> Any:
-    """The module of fused kernels that training uses on a device; None where they don't run."""
+    """The module of fused kernels that training uses on a device; None where there are none or they don't
+    run."""
+    if not has_triton(device):
+        return None
 
     def works(kernels: Any) -> bool:
         kernels.quantize(torch.zeros(1, 16, device=device))
         return True
 
-    return load_kernels("colazip.nn.fused", device, works, "training without fused kernels")
+    return load_kernels("colazip.nn.fused", works, "training without fused kernels")
 
 
 def _fast(x: Tensor) -> Tensor:

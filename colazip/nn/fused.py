@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from colazip.nn.exact import gpu_product
+from colazip.nn.exact import integer_product
 from colazip.nn.gpu_exact import rounded, scaled, tiles, whole_rows
 from colazip.nn.grid import GRID, VALUE_STEPS
 
@@ -189,7 +189,7 @@ class FusedLinear(torch.autograd.Function):
         qw, scale_w, _ = quantize(weight)
         ctx.save_for_backward(q, scale, factor, qw, scale_w)
         ctx.norm = norm
-        return scaled(gpu_product(q, qw), factor, scale_w)
+        return scaled(integer_product(q, qw), factor, scale_w)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -207,7 +207,7 @@ class FusedMLP(torch.autograd.Function):
         q, scale, factor = quantize(x, norm=True)
         qu, scale_u, _ = quantize(up)
         qd, scale_d, _ = quantize(down)
-        product = gpu_product(q, qu)
+        product = integer_product(q, qu)
         kept = torch.empty_like(product, dtype=torch.bfloat16)
         inner = torch.empty_like(product, dtype=torch.int8)
         scale_i = x.new_empty(len(x), 1)
@@ -216,7 +216,7 @@ class FusedMLP(torch.autograd.Function):
             product, factor, scale_u, kept, inner, scale_i, *product.shape, each, columns
         )
         ctx.save_for_backward(q, scale, factor, qu, scale_u, kept, inner, scale_i, qd, scale_d)
-        return scaled(gpu_product(inner, qd), scale_i, scale_d)
+        return scaled(integer_product(inner, qd), scale_i, scale_d)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:

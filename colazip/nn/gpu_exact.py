@@ -2,22 +2,20 @@
 
 There each step between two products is an operation of its own that reads and writes everything; here a row
 is rounded, scaled or looked up at once. Every division and root is correctly rounded, and no multiplication
-may be fused with the addition after it (`_EXACTLY`), so that nothing is rounded otherwise. `agree` compares
-the bits before a device is trusted with it.
+may be fused with the addition after it (`_EXACTLY`), so that nothing is rounded otherwise. `nn/agreement.py`
+compares the bits before a device is trusted with it.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from colazip.nn.exact import frequencies, gpu_product, quantize_rows, softmax_of_steps, tables
+from colazip.nn.exact import integer_product, tables
 from colazip.nn.grid import GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
 
 _TILE = 4096  # elements that a program has at once
@@ -297,13 +295,13 @@ def scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
 def linear(x: Tensor, q: Tensor, scale: Tensor, *, norm: bool) -> Tensor:
     """`ExactLinear` with int8 weights [M, K] and a scale a row: float32 [N, K] -> [N, M]."""
     rounded, factor = quantize(x, norm=norm)
-    return scaled(gpu_product(rounded, q), factor, scale)
+    return scaled(integer_product(rounded, q), factor, scale)
 
 
 def mlp(x: Tensor, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], *, norm: bool) -> Tensor:
     """`exact_mlp` with int8 weights and scales: float32 [N, K] -> [N, M]."""
     rounded, factor = quantize(x, norm=norm)
-    product = gpu_product(rounded, up[0])
+    product = integer_product(rounded, up[0])
     inner = torch.empty_like(product, dtype=torch.int8)
     scale = x.new_empty(len(x), 1)
     each, columns = whole_rows(product.shape[1])
@@ -312,7 +310,7 @@ def mlp(x: Tensor, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], *, no
         _activate_kernel[grid](
             product, factor, up[1], inner, scale, *product.shape, _SMALLEST, each, columns, **_EXACTLY
         )
-    return scaled(gpu_product(inner, down[0]), scale, down[1])
+    return scaled(integer_product(inner, down[0]), scale, down[1])
 
 
 def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -398,97 +396,6 @@ def cumulative(logits: Tensor) -> Tensor:
             logits.contiguous(), table, cdf, rows, size, len(table) - 1, PRECISION, each, columns, **_EXACTLY
         )
     return cdf
-
-
-def agree(device: torch.device) -> bool:
-    """Whether all of this gives the bits of the operations that it stands for, on numbers of all sizes."""
-    random = np.random.default_rng(0)
-
-    def numbers(*shape: int, spread: float = 3.0) -> Tensor:
-        drawn = random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, (*shape[:-1], 1))
-        return torch.from_numpy(drawn.astype(np.float32)).to(device)
-
-    def integers(*shape: int) -> Tensor:
-        return torch.from_numpy(random.integers(-127, 128, shape).astype(np.int8)).to(device)
-
-    return (
-        _same_layers(numbers, integers, device) and _same_attention(numbers, device) and _same_tables(numbers)
-    )
-
-
-def _same_layers(numbers: Any, integers: Any, device: torch.device) -> bool:
-    from colazip.nn.exact import ExactLinear
-
-    x = numbers(300, 192)
-    x[5] = 0.0
-    x[6] *= 1e-37
-    found = []
-    for norm in (False, True):
-        layer, up, down = (
-            ExactLinear(192, 80, norm=norm),
-            ExactLinear(192, 320, norm=norm),
-            ExactLinear(320, 96),
-        )
-        for own in (layer, up, down):
-            own.freeze(integers(*own.trainable.shape), numbers(len(own.trainable), 1).abs())
-            own.to(device)
-        found += [
-            torch.equal(linear(x, layer.q, layer.scale, norm=norm), layer.plain(x)),
-            torch.equal(
-                mlp(x, (up.q, up.scale), (down.q, down.scale), norm=norm),
-                down.plain(up.plain(x).relu().square()),
-            ),
-        ]
-    weights, scale = integers(6, 64, 192), numbers(6, 64, 1).abs()
-    group = torch.arange(len(x), device=device) % 6
-    q, factor = quantize(x, norm=True)
-    every = gpu_product(q, weights.flatten(0, 1)).float().view(-1, 6, 64)
-    picked = every.gather(1, group[:, None, None].expand(-1, 1, 64))[:, 0]
-    mine = pick(q, weights, factor, group, scale)
-    return all(found) and torch.equal(mine, picked * factor * scale[group, :, 0])
-
-
-def _same_attention(numbers: Any, device: torch.device) -> bool:
-    return all(_same_heads(numbers, width, device) for width in (64, 48))
-
-
-def _same_heads(numbers: Any, width: int, device: torch.device) -> bool:
-    batch, heads, length = 3, 4, 150
-    x = numbers(batch, length, 3 * heads * width, spread=0.5)
-    parts = x.view(batch, length, 3, heads, width).permute(2, 0, 3, 1, 4)
-    q, k = quantize_rows(parts[0])[0], quantize_rows(parts[1])[0]
-    v = torch.round((parts[2] * VALUE_STEPS).clamp(-GRID, GRID))
-    mine = project(x, heads)
-    same = all(torch.equal(a.float(), b) for a, b in zip(mine, (q, k, v), strict=True))
-    factor = numbers(heads, spread=0.1).abs() * (1e-3 * TABLE_STEPS)
-    slopes = torch.tensor([0.5, 0.125, 0.0078125, 0.0], device=device)
-    at = torch.arange(length, device=device)
-    far = slopes[:, None, None] * ((at[:, None] - at[None]).abs().float() * float(TABLE_STEPS))
-    valid = at[None] < torch.tensor([150, 70, 1], device=device)[:, None]
-    for causal in (True, False):
-        scores = (q @ k.transpose(-1, -2)) * factor[:, None, None] - far
-        hidden = at[None] > at[:, None] if causal else ~valid[:, None, None, :]
-        weights, total = softmax_of_steps(scores.masked_fill(hidden, -torch.inf))
-        theirs = ((weights @ v) / (total * VALUE_STEPS)).transpose(1, 2).flatten(2)
-        found = attend(*mine, factor, slopes, None if causal else valid, causal=causal)
-        same = same and torch.equal(found, theirs)
-        if causal:
-            for last in (0, 40, length - 1):
-                step = attend_step(mine[0][:, :, last], mine[1], mine[2], last + 1, factor, slopes)
-                same = same and torch.equal(step, theirs[:, last])
-    return same
-
-
-def _same_tables(numbers: Any) -> bool:
-    same = True
-    for size in (2, 64, 128):
-        logits = numbers(100, size, spread=1.0)
-        logits[0] = 0.0
-        logits[1, 1:] = -1e4
-        ends = frequencies(logits).cumsum(-1, dtype=torch.int32)
-        cdf = cumulative(logits)
-        same = same and torch.equal(cdf[:, 1:], ends) and not cdf[:, 0].any()
-    return same
 
 
 assert GRID == 127.0 and VALUE_STEPS == 32.0 and TABLE_STEPS == 32  # which the kernels have as numbers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from colazip.names import TokenNames
-from colazip.nn.exact import cumulative, load_kernels
+from colazip.nn.exact import cumulative, has_triton, load_kernels
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
 
@@ -86,7 +86,9 @@ def decoding_kernels(device: torch.device) -> Any:
         kernels.try_out(device)
         return True
 
-    return load_kernels("colazip.nn.gpu_decode", device, works, "decoding step by step, without kernels")
+    if not has_triton(device):
+        return None
+    return load_kernels("colazip.nn.gpu_decode", works, "decoding step by step, without kernels")
 
 
 class TorchNetworks:

@@ -1,0 +1,104 @@
+"""Whether compiled kernels give the bits of the operations of `nn/exact.py` and `nn/layers.py` that they stand
+for. A device is asked before it is trusted with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colazip.nn.exact import ExactLinear, frequencies, integer_product, quantize_rows, softmax_of_steps
+from colazip.nn.grid import GRID, TABLE_STEPS, VALUE_STEPS
+
+
+def agree(kernels: Any, device: torch.device) -> bool:
+    """Whether kernels, the module, give the bits of the operations on a device, for numbers of all sizes.
+    Without gradients."""
+    random = np.random.default_rng(0)
+
+    def numbers(*shape: int, spread: float = 3.0) -> Tensor:
+        drawn = random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, (*shape[:-1], 1))
+        return torch.from_numpy(drawn.astype(np.float32)).to(device)
+
+    def integers(*shape: int) -> Tensor:
+        return torch.from_numpy(random.integers(-127, 128, shape).astype(np.int8)).to(device)
+
+    return (
+        _same_layers(kernels, numbers, integers)
+        and all(_same_heads(kernels, numbers, width) for width in (64, 48, 20))
+        and _same_tables(kernels, numbers)
+    )
+
+
+def _same_layers(kernels: Any, numbers: Any, integers: Any) -> bool:
+    x = numbers(300, 192)
+    device = x.device
+    x[5] = 0.0
+    x[6] *= 1e-37
+    found = []
+    for norm in (False, True):
+        layer, up, down = (
+            ExactLinear(192, 80, norm=norm),
+            ExactLinear(192, 320, norm=norm),
+            ExactLinear(320, 96),
+        )
+        for own in (layer, up, down):
+            own.freeze(integers(*own.trainable.shape), numbers(len(own.trainable), 1).abs())
+            own.to(device)
+        found += [
+            torch.equal(kernels.linear(x, layer.q, layer.scale, norm=norm), layer.plain(x)),
+            torch.equal(
+                kernels.mlp(x, (up.q, up.scale), (down.q, down.scale), norm=norm),
+                down.plain(up.plain(x).relu().square()),
+            ),
+        ]
+    weights, scale = integers(6, 64, 192), numbers(6, 64, 1).abs()
+    group = torch.arange(len(x), device=device) % 6
+    q, factor = kernels.quantize(x, norm=True)
+    every = integer_product(q, weights.flatten(0, 1)).float().view(-1, 6, 64)
+    picked = every.gather(1, group[:, None, None].expand(-1, 1, 64))[:, 0]
+    mine = kernels.pick(q, weights, factor, group, scale)
+    return all(found) and torch.equal(mine, picked * factor * scale[group, :, 0])
+
+
+def _same_heads(kernels: Any, numbers: Any, width: int) -> bool:
+    batch, heads, length = 3, 4, 150
+    x = numbers(batch, length, 3 * heads * width, spread=0.5)
+    device = x.device
+    parts = x.view(batch, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+    q, k = quantize_rows(parts[0])[0], quantize_rows(parts[1])[0]
+    v = torch.round((parts[2] * VALUE_STEPS).clamp(-GRID, GRID))
+    mine = kernels.project(x, heads)
+    same = all(torch.equal(a.float(), b) for a, b in zip(mine, (q, k, v), strict=True))
+    keys, values = (part.to(torch.int8) for part in mine[1:])
+    factor = numbers(heads, spread=0.1).abs() * (1e-3 * TABLE_STEPS)
+    slopes = torch.tensor([0.5, 0.125, 0.0078125, 0.0], device=device)
+    at = torch.arange(length, device=device)
+    far = slopes[:, None, None] * ((at[:, None] - at[None]).abs().float() * float(TABLE_STEPS))
+    valid = at[None] < torch.tensor([150, 70, 1], device=device)[:, None]
+    for causal in (True, False):
+        scores = (q @ k.transpose(-1, -2)) * factor[:, None, None] - far
+        hidden = at[None] > at[:, None] if causal else ~valid[:, None, None, :]
+        weights, total = softmax_of_steps(scores.masked_fill(hidden, -torch.inf))
+        theirs = ((weights @ v) / (total * VALUE_STEPS)).transpose(1, 2).flatten(2)
+        found = kernels.attend(*mine, factor, slopes, None if causal else valid, causal=causal)
+        same = same and torch.equal(found, theirs)
+        if causal:
+            for last in (0, 40, length - 1):
+                step = kernels.attend_step(mine[0][:, :, last], keys, values, last + 1, factor, slopes)
+                same = same and torch.equal(step, theirs[:, last])
+    return same
+
+
+def _same_tables(kernels: Any, numbers: Any) -> bool:
+    same = True
+    for size in (2, 64, 128):
+        logits = numbers(100, size, spread=1.0)
+        logits[0] = 0.0
+        logits[1, 1:] = -1e4
+        ends = frequencies(logits).cumsum(-1, dtype=torch.int32)
+        cdf = kernels.cumulative(logits)
+        same = same and torch.equal(cdf[:, 1:], ends) and not cdf[:, 0].any()
+    return same

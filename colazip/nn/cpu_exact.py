@@ -1,0 +1,438 @@
+"""Exact layers on a CPU in few loops: the bits of `nn/exact.py` and `nn/layers.py`, which explain them.
+
+There each step between two products is an operation of its own that reads and writes everything. Here Numba
+compiles the steps of a row into one or two loops, for the vector units of the CPU at hand; products of int8
+matrices stay torch's. Numba contracts no multiplication with the addition after it, reorders no float sum, and
+divisions and roots are rounded correctly. `nn/agreement.py` compares the bits
+before any of it is used.
+
+Compiled code is kept in Numba's cache, so that only the first run on a machine compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba import njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from colazip.nn.exact import QUERIES, integer_product, runs_of_rows
+from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
+
+_F, _I, _H, _D = np.float32, np.int32, np.int16, np.float64
+_GRID, _STEPS, _VALUES = _F(GRID), _F(TABLE_STEPS), _F(VALUE_STEPS)
+_MAGNITUDE = _I(0x7FFFFFFF)  # the bits of a float32 but its sign
+_SMALLEST = _I(np.array(2.0**-121, _F).view(_I))  # as in `quantize_rows`; positive floats order as their bits
+_ONE = _I(np.array(1.0, _F).view(_I))
+_LOWEST = _I(-(1 << 31))
+_NEVER = _F(-np.inf)
+_TOTAL = 1 << PRECISION
+
+
+def _loop(function: Callable[..., Any]) -> Any:
+    return njit(function, nogil=True, cache=True, error_model="numpy")
+
+
+@intrinsic
+def _as_float(context: Any, bits: Any) -> Any:
+    """The float32 of these bits."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), code
+
+
+@intrinsic
+def _as_bits(context: Any, number: Any) -> Any:
+    """The bits of a float32."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), code
+
+
+@_loop
+def _top(row):  # type: ignore[no-untyped-def]
+    """The largest magnitude, or 1 if it is too small."""
+    # A maximum of floats is not vectorized: it would have to mind what is not a number.
+    top = _I(0)
+    for j in range(len(row)):
+        top = max(top, _as_bits(row[j]) & _MAGNITUDE)
+    return _as_float(top if top >= _SMALLEST else _ONE)
+
+
+@_loop
+def _round_row(row, top, out):  # type: ignore[no-untyped-def]
+    by = (_F(1.0) / top) * _GRID
+    for j in range(len(row)):
+        out[j] = _I(np.rint(row[j] * by))
+
+
+@_loop
+def _quantize(x, q, factor, norm):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        row, out = x[i], q[i]
+        top = _top(row)
+        _round_row(row, top, out)
+        if norm:
+            squares = _I(0)
+            for j in range(len(out)):
+                squares += _I(out[j]) * _I(out[j])
+            mean = _F(max(squares, _I(1))) / _F(len(out))
+            factor[i] = _F(1.0) / _F(np.sqrt(_D(mean)))
+        else:
+            factor[i] = top / _GRID
+
+
+@_loop
+def _scale(product, factor, scale, y):  # type: ignore[no-untyped-def]
+    for i in range(len(product)):
+        by = factor[i]
+        for j in range(product.shape[1]):
+            y[i, j] = (_F(product[i, j]) * by) * scale[j]
+
+
+@_loop
+def _activate(product, factor, scale, q, scale_q):  # type: ignore[no-untyped-def]
+    width = product.shape[1]
+    held = np.empty(width, _F)
+    for i in range(len(product)):
+        by = factor[i]
+        for j in range(width):
+            value = (_F(product[i, j]) * by) * scale[j]
+            value = value if value > _F(0.0) else _F(0.0)
+            held[j] = value * value
+        top = _top(held)
+        _round_row(held, top, q[i])
+        scale_q[i] = top / _GRID
+
+
+def _pairs_of_products(width: int) -> Any:
+    """The sum of `width` products of int8 at a[i:] and b[j:], by the instruction that x86 has for it since
+    AVX2, which LLVM does not find in a loop."""
+
+    @intrinsic
+    def dot(context: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            wide, half, whole = (
+                ir.VectorType(ir.IntType(bits), n) for bits, n in ((16, 16), (8, 16), (32, 8))
+            )
+            multiply = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(whole, [wide, wide]), "llvm.x86.avx2.pmadd.wd"
+            )
+            add_up = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.IntType(32), [whole]), "llvm.vector.reduce.add.v8i32"
+            )
+
+            def load(number: int, first: int) -> Any:
+                array = context.make_array(signature.args[number])(context, builder, args[number])
+                at = builder.add(args[number + 1], ir.Constant(args[number + 1].type, first))
+                pointer = builder.bitcast(builder.gep(array.data, [at]), half.as_pointer())
+                loaded = builder.load(pointer)
+                loaded.align = 1
+                return builder.sext(loaded, wide)
+
+            total = None
+            for first in range(0, width, 16):
+                product = builder.call(multiply, [load(0, first), load(2, first)])
+                total = product if total is None else builder.add(total, product)
+            return builder.call(add_up, [total])
+
+        return types.int32(a, types.int64, b, types.int64), code
+
+    return dot
+
+
+if binding.get_host_cpu_features().get("avx2"):
+    _dot_of_64, _dot_of_16 = _pairs_of_products(64), _pairs_of_products(16)
+
+    @_loop
+    def _dot(a, i, b, j, width):  # type: ignore[no-untyped-def]
+        """Sum of products of int8 [width] at a[i:] and b[j:], of arrays of one dimension."""
+        total, end = _I(0), i + width
+        while i + 64 <= end:
+            total += _dot_of_64(a, i, b, j)
+            i, j = i + 64, j + 64
+        while i + 16 <= end:
+            total += _dot_of_16(a, i, b, j)
+            i, j = i + 16, j + 16
+        while i < end:
+            total += _I(a[i]) * _I(b[j])
+            i, j = i + 1, j + 1
+        return total
+
+else:
+
+    @_loop
+    def _dot(a, i, b, j, width):  # type: ignore[no-untyped-def]
+        """Sum of products of int8 [width] at a[i:] and b[j:], of arrays of one dimension."""
+        total = _I(0)
+        for k in range(width):
+            total += _I(a[i + k]) * _I(b[j + k])
+        return total
+
+
+@_loop
+def _pick(q, weights, factor, group, scale, scaled, y):  # type: ignore[no-untyped-def]
+    _, slots, width = weights.shape
+    rows, matrices = q.reshape(-1), weights.reshape(-1)
+    for i in range(len(q)):
+        own, by = group[i], factor[i]
+        for j in range(slots):
+            value = _F(_dot(rows, i * width, matrices, (own * slots + j) * width, width)) * by
+            y[i, j] = value * scale[own, j] if scaled else value
+
+
+@_loop
+def _project(x, q, k, v):  # type: ignore[no-untyped-def]
+    batch, length, _ = x.shape
+    heads, width = q.shape[1], q.shape[3]
+    for b in range(batch):
+        for p in range(length):
+            row = x[b, p]
+            for h in range(heads):
+                for part in range(2):
+                    at = (part * heads + h) * width
+                    own = row[at : at + width]
+                    _round_row(own, _top(own), k[b, h, p] if part else q[b, h, p])
+                at, out = (2 * heads + h) * width, v[b, h, p]
+                for j in range(width):
+                    value = row[at + j] * _VALUES
+                    value = value if value > -_GRID else -_GRID
+                    out[j] = np.rint(value if value < _GRID else _GRID)
+
+
+@_loop
+def _order(number):  # type: ignore[no-untyped-def]
+    """Bits of a float32 as an integer that orders as it does, and of such an integer the bits again."""
+    return number ^ ((number >> _I(31)) & _MAGNITUDE)
+
+
+@_loop
+def _step(gap, last):  # type: ignore[no-untyped-def]
+    """The step of a table whose end is `last`, of a gap from 0 on, rounded half to even."""
+    gap = gap if gap < last else last
+    return _as_bits(gap + _F(8388608.0)) & _I(0x7FFFFF)  # 2**23: what is added to it is rounded to integers
+
+
+@_loop
+def _weigh(scores, lo, factor, slopes, valid, causal, table, total):  # type: ignore[no-untyped-def]
+    """Products [B, H, Q, K] of queries from `lo` on with keys -> integer weights, in place, and their
+    sums."""
+    batch, heads, queries, keys = scores.shape
+    last = _F(len(table) - 1)
+    steps = np.empty(keys, np.uint32)
+    for b in range(batch):
+        for h in range(heads):
+            by, slope = factor[h], slopes[h]
+            for i in range(queries):
+                here = _I(lo + i)
+                end = here + 1 if causal else keys
+                row = scores[b, h, i]
+                top = _LOWEST
+                for j in range(end):
+                    score = row[j] * by - slope * (_F(abs(here - _I(j))) * _STEPS)
+                    row[j] = score if causal or valid[b, j] else _NEVER
+                    top = max(top, _order(_as_bits(row[j])))
+                highest = _as_float(_order(top))
+                for j in range(end):
+                    steps[j] = _step(highest - row[j], last)
+                whole = _I(0)
+                for j in range(end):
+                    row[j] = table[steps[j]]
+                for j in range(end):
+                    whole += _I(row[j])
+                for j in range(end, keys):
+                    row[j] = _F(0.0)
+                total[b, h, i] = _F(max(whole, _I(1)))
+
+
+@_loop
+def _share(mixed, total, y, lo):  # type: ignore[no-untyped-def]
+    """Sums of weighted values [B, H, Q, W] over the sums of weights -> y [B, P, H * W] from `lo` on."""
+    batch, heads, queries, width = mixed.shape
+    for b in range(batch):
+        for i in range(queries):
+            for h in range(heads):
+                whole = total[b, h, i] * _VALUES
+                for j in range(width):
+                    y[b, lo + i, h * width + j] = mixed[b, h, i, j] / whole
+
+
+@_loop
+def _attend_step(q, keys, values, positions, factor, slopes, table, y):  # type: ignore[no-untyped-def]
+    lanes, heads, width = q.shape
+    room, last = keys.shape[2], _F(len(table) - 1)
+    queries, known = q.reshape(-1), keys.reshape(-1)
+    scores, steps = np.empty(positions, _F), np.empty(positions, np.uint32)
+    mixed = np.empty(width, _I)
+    for n in range(lanes):
+        for h in range(heads):
+            by, slope, pair = factor[h], slopes[h], n * heads + h
+            for j in range(positions):
+                scores[j] = _F(_dot(queries, pair * width, known, (pair * room + j) * width, width))
+            top = _LOWEST
+            for j in range(positions):
+                score = scores[j] * by - slope * (_F(_I(positions - 1 - j)) * _STEPS)
+                scores[j] = score
+                top = max(top, _order(_as_bits(score)))
+            highest = _as_float(_order(top))
+            for j in range(positions):
+                steps[j] = _step(highest - scores[j], last)
+            mixed[:] = 0
+            whole = _I(0)
+            for j in range(positions):
+                weight = _H(table[steps[j]])
+                if weight > 0:  # many keys are too far to count
+                    whole += _I(weight)
+                    for i in range(width):
+                        # 255 * 127 fits.
+                        mixed[i] += _I(_H(weight * _H(values[n, h, j, i])))
+            share = _F(whole) * _VALUES
+            for i in range(width):
+                y[n, h * width + i] = _F(mixed[i]) / share
+
+
+@_loop
+def _cumulative(logits, table, cdf):  # type: ignore[no-untyped-def]
+    rows, count = logits.shape
+    last = _F(len(table) - 1)
+    steps, weights = np.empty(count, np.uint32), np.empty(count, _D)
+    for i in range(rows):
+        top = _LOWEST
+        for j in range(count):
+            top = max(top, _order(_as_bits(logits[i, j])))
+        highest = _as_float(_order(top))
+        for j in range(count):
+            steps[j] = _step((highest - logits[i, j]) * _STEPS, last)
+        whole = np.int64(0)
+        for j in range(count):
+            weight = table[steps[j]]
+            weights[j] = weight
+            whole += np.int64(weight)
+        share = (1.0 / _D(whole)) * _D(_TOTAL - count)
+        spare = _I(_TOTAL)
+        for j in range(count):
+            frequency = _I(weights[j] * share) + _I(1)  # cut off, which is the floor of what is positive
+            spare -= frequency
+            cdf[i, j + 1] = frequency
+        cdf[i, 0] = 0
+        for j in range(count):
+            spare += cdf[i, j + 1]
+            cdf[i, j + 1] = spare
+
+
+def quantize(x: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
+    """float32 [N, K] -> integers int8 [N, K], and 1 / rms of the integers or what they stand for, [N, 1]."""
+    q, factor = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    _quantize(x.contiguous().numpy(), q.numpy(), factor.numpy()[:, 0], norm)
+    return q, factor
+
+
+def linear(x: Tensor, q: Tensor, scale: Tensor, *, norm: bool) -> Tensor:
+    """`ExactLinear` with int8 weights [M, K] and a scale a row: float32 [N, K] -> [N, M]."""
+    y = torch.empty(len(x), len(q))
+    for lo, hi in runs_of_rows(len(x), max(q.shape), x.device):
+        rounded, factor = quantize(x[lo:hi], norm=norm)
+        _scale(_product(rounded, q), factor.numpy()[:, 0], scale.numpy()[:, 0], y[lo:hi].numpy())
+    return y
+
+
+def mlp(x: Tensor, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor], *, norm: bool) -> Tensor:
+    """`exact_mlp` with int8 weights and scales: float32 [N, K] -> [N, M]."""
+    y = torch.empty(len(x), len(down[0]))
+    for lo, hi in runs_of_rows(len(x), len(up[0]), x.device):
+        rounded, factor = quantize(x[lo:hi], norm=norm)
+        inner, scale = torch.empty(hi - lo, len(up[0]), dtype=torch.int8), torch.empty(hi - lo).numpy()
+        product = _product(rounded, up[0])
+        _activate(product, factor.numpy()[:, 0], up[1].numpy()[:, 0], inner.numpy(), scale)
+        _scale(_product(inner, down[0]), scale, down[1].numpy()[:, 0], y[lo:hi].numpy())
+    return y
+
+
+def _product(a: Tensor, b: Tensor) -> np.ndarray:
+    """Exact product of int8 matrices [N, K] x [M, K] -> [N, M], int32 or float32."""
+    product: np.ndarray = integer_product(a, b).numpy()
+    return product
+
+
+def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Row i of int8 [N, K] by the matrix of its group, int8 [G, M, K], times its factor [N, 1] and those of
+    the outputs [G, M, 1]: float32 [N, M]."""
+    y = torch.empty(len(q), weights.shape[1])
+    scales = np.empty((0, 0), _F) if scale is None else scale.numpy()[..., 0]
+    _pick(
+        q.contiguous().numpy(),
+        weights.numpy(),
+        factor.contiguous().numpy()[:, 0],
+        group.contiguous().numpy(),
+        scales,
+        scale is not None,
+        y.numpy(),
+    )
+    return y
+
+
+def project(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a block's matrix gives, float32 [B, P, 3 * H * W] -> queries, keys, values as integers in float32
+    [B, H, P, W] each."""
+    batch, positions, width = x.shape[0], x.shape[1], x.shape[2] // (3 * heads)
+    parts = [torch.empty(batch, heads, positions, width) for _ in range(3)]
+    _project(x.contiguous().numpy(), *(part.numpy() for part in parts))
+    return parts[0], parts[1], parts[2]
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, factor: Tensor, slopes: Tensor, valid: Tensor | None, *, causal: bool
+) -> Tensor:
+    """Attention over integers float32 [B, H, P, W]: float32 [B, P, H * W]. factor, slopes: float32 [H], of
+    products and of distances, for scores in steps of the table; valid: bool [B, P]."""
+    batch, heads, length, width = q.shape
+    y = torch.empty(batch, length, heads * width)
+    by, slope = factor.numpy(), slopes.numpy()
+    seen = np.ones((batch, length), bool) if valid is None else valid.contiguous().numpy()
+    for lo in range(0, length, QUERIES):
+        hi = min(length, lo + QUERIES)
+        keys = hi if causal else length
+        for at, end in runs_of_rows(batch, heads * (hi - lo) * keys, q.device):
+            scores = q[at:end, :, lo:hi] @ k[at:end, :, :keys].transpose(-1, -2)
+            total = np.empty((end - at, heads, hi - lo), _F)
+            _weigh(scores.numpy(), lo, by, slope, seen[at:end], causal, ATTENTION_TABLE, total)
+            mixed = scores @ v[at:end, :, :keys]
+            _share(mixed.numpy(), total, y[at:end].numpy(), lo)
+    return y
+
+
+def attend_step(
+    q: Tensor, keys: Tensor, values: Tensor, positions: int, factor: Tensor, slopes: Tensor
+) -> Tensor:
+    """One query, integers [n, H, W], of the latest position, over the first `positions` of int8 [n or more,
+    H, room, W]: float32 [n, H * W]."""
+    lanes, heads, width = q.shape
+    y = torch.empty(lanes, heads * width)
+    _attend_step(
+        q.to(torch.int8).numpy(),
+        keys.numpy(),
+        values.numpy(),
+        positions,
+        factor.numpy(),
+        slopes.numpy(),
+        ATTENTION_TABLE,
+        y.numpy(),
+    )
+    return y
+
+
+def cumulative(logits: Tensor) -> Tensor:
+    """Cumulative integer frequencies of logits [N, A]: int32 [N, A + 1]."""
+    cdf = torch.empty(len(logits), logits.shape[1] + 1, dtype=torch.int32)
+    _cumulative(logits.contiguous().numpy(), FREQUENCY_TABLE, cdf.numpy())
+    return cdf
