@@ -22,7 +22,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from colazip.nn.exact import QUERIES, integer_product, runs_of_rows
+from colazip.nn.exact import integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
 
 _F, _I, _H, _D = np.float32, np.int32, np.int16, np.float64
@@ -207,7 +207,7 @@ def _project(x, q, k, v):  # type: ignore[no-untyped-def]
                 for j in range(width):
                     value = row[at + j] * _VALUES
                     value = value if value > -_GRID else -_GRID
-                    out[j] = np.rint(value if value < _GRID else _GRID)
+                    out[j] = _I(np.rint(value if value < _GRID else _GRID))
 
 
 @_loop
@@ -224,47 +224,45 @@ def _step(gap, last):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _weigh(scores, lo, factor, slopes, valid, causal, table, total):  # type: ignore[no-untyped-def]
-    """Products [B, H, Q, K] of queries from `lo` on with keys -> integer weights, in place, and their
-    sums."""
-    batch, heads, queries, keys = scores.shape
-    last = _F(len(table) - 1)
-    steps = np.empty(keys, np.uint32)
-    for b in range(batch):
-        for h in range(heads):
-            by, slope = factor[h], slopes[h]
-            for i in range(queries):
-                here = _I(lo + i)
-                end = here + 1 if causal else keys
-                row = scores[b, h, i]
-                top = _LOWEST
-                for j in range(end):
-                    score = row[j] * by - slope * (_F(abs(here - _I(j))) * _STEPS)
-                    row[j] = score if causal or valid[b, j] else _NEVER
-                    top = max(top, _order(_as_bits(row[j])))
-                highest = _as_float(_order(top))
-                for j in range(end):
-                    steps[j] = _step(highest - row[j], last)
-                whole = _I(0)
-                for j in range(end):
-                    row[j] = table[steps[j]]
-                for j in range(end):
-                    whole += _I(row[j])
-                for j in range(end, keys):
-                    row[j] = _F(0.0)
-                total[b, h, i] = _F(max(whole, _I(1)))
+def _weigh(products, factor, slope, valid, causal, table, weights, total):  # type: ignore[no-untyped-def]
+    """Products of queries and keys [P, P] -> weights of the keys, less 128, so that they fit int8, and the sum
+    of the weights of each query."""
+    length, last = len(products), _F(len(table) - 1)
+    scores, steps = np.empty(length, _F), np.empty(length, np.uint32)
+    for i in range(length):
+        here = _I(i)
+        end = i + 1 if causal else length
+        top = _LOWEST
+        for j in range(end):
+            score = _F(products[i, j]) * factor - slope * (_F(abs(here - _I(j))) * _STEPS)
+            scores[j] = score if causal or valid[j] else _NEVER
+            top = max(top, _order(_as_bits(scores[j])))
+        highest = _as_float(_order(top))
+        for j in range(end):
+            steps[j] = _step(highest - scores[j], last)
+        whole = _I(0)
+        for j in range(end):
+            weight = table[steps[j]]
+            whole += weight
+            weights[i, j] = weight - _I(128)
+        for j in range(end, length):
+            weights[i, j] = -128
+        total[i] = max(whole, _I(1))
 
 
 @_loop
-def _share(mixed, total, y, lo):  # type: ignore[no-untyped-def]
-    """Sums of weighted values [B, H, Q, W] over the sums of weights -> y [B, P, H * W] from `lo` on."""
-    batch, heads, queries, width = mixed.shape
-    for b in range(batch):
-        for i in range(queries):
-            for h in range(heads):
-                whole = total[b, h, i] * _VALUES
-                for j in range(width):
-                    y[b, lo + i, h * width + j] = mixed[b, h, i, j] / whole
+def _share(mixed, v, total, y, first):  # type: ignore[no-untyped-def]
+    """Sums [P, W] of values weighed by what `_weigh` gives -> those over the sums of weights, in columns of y
+    from `first` on. v: int8 [P, W], the values."""
+    length, width = mixed.shape
+    every = np.zeros(width, _I)  # what the 128 that were taken from each weight stand for
+    for j in range(length):
+        for k in range(width):
+            every[k] += _I(v[j, k])
+    for i in range(length):
+        whole = _F(total[i]) * _VALUES
+        for k in range(width):
+            y[i, first + k] = _F(_I(mixed[i, k]) + (every[k] << 7)) / whole
 
 
 @_loop
@@ -382,48 +380,46 @@ def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tenso
 
 
 def project(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a block's matrix gives, float32 [B, P, 3 * H * W] -> queries, keys, values as integers in float32
-    [B, H, P, W] each."""
+    """What a block's matrix gives, float32 [B, P, 3 * H * W] -> queries, keys, values as integers, int8 [B,
+    H, P, W] each."""
     batch, positions, width = x.shape[0], x.shape[1], x.shape[2] // (3 * heads)
-    parts = [torch.empty(batch, heads, positions, width) for _ in range(3)]
-    _project(x.contiguous().numpy(), *(part.numpy() for part in parts))
+    parts = torch.empty(3, batch, heads, positions, width, dtype=torch.int8)
+    _project(x.contiguous().numpy(), *parts.numpy())
     return parts[0], parts[1], parts[2]
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, factor: Tensor, slopes: Tensor, valid: Tensor | None, *, causal: bool
 ) -> Tensor:
-    """Attention over integers float32 [B, H, P, W]: float32 [B, P, H * W]. factor, slopes: float32 [H], of
+    """Attention over integers int8 [B, H, P, W]: float32 [B, P, H * W]. factor, slopes: float32 [H], of
     products and of distances, for scores in steps of the table; valid: bool [B, P]."""
     batch, heads, length, width = q.shape
-    y = torch.empty(batch, length, heads * width)
-    by, slope = factor.numpy(), slopes.numpy()
-    seen = np.ones((batch, length), bool) if valid is None else valid.contiguous().numpy()
-    for lo in range(0, length, QUERIES):
-        hi = min(length, lo + QUERIES)
-        keys = hi if causal else length
-        for at, end in runs_of_rows(batch, heads * (hi - lo) * keys, q.device):
-            scores = q[at:end, :, lo:hi] @ k[at:end, :, :keys].transpose(-1, -2)
-            total = np.empty((end - at, heads, hi - lo), _F)
-            _weigh(scores.numpy(), lo, by, slope, seen[at:end], causal, ATTENTION_TABLE, total)
-            mixed = scores @ v[at:end, :, :keys]
-            _share(mixed.numpy(), total, y[at:end].numpy(), lo)
-    return y
+    y = np.empty((batch, length, heads * width), _F)
+    by, slope, table = factor.detach().numpy(), slopes.numpy(), ATTENTION_TABLE.astype(_I)
+    seen = np.ones((batch, length), bool) if valid is None else valid.numpy()
+    weights, total = torch.empty(length, length, dtype=torch.int8), np.empty(length, _I)
+    held, values = weights.numpy(), v.numpy()
+    for b in range(batch):
+        for h in range(heads):
+            products = _product(q[b, h], k[b, h])
+            _weigh(products, by[h], slope[h], seen[b], causal, table, held, total)
+            _share(_product(weights, v[b, h].t()), values[b, h], total, y[b], h * width)
+    return torch.from_numpy(y)
 
 
 def attend_step(
     q: Tensor, keys: Tensor, values: Tensor, positions: int, factor: Tensor, slopes: Tensor
 ) -> Tensor:
-    """One query, integers [n, H, W], of the latest position, over the first `positions` of int8 [n or more,
+    """One query, int8 [n, H, W], of the latest position, over the first `positions` of int8 [n or more,
     H, room, W]: float32 [n, H * W]."""
     lanes, heads, width = q.shape
     y = torch.empty(lanes, heads * width)
     _attend_step(
-        q.to(torch.int8).numpy(),
+        q.contiguous().numpy(),
         keys.numpy(),
         values.numpy(),
         positions,
-        factor.numpy(),
+        factor.detach().numpy(),
         slopes.numpy(),
         ATTENTION_TABLE,
         y.numpy(),

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
 
 _CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
-QUERIES = 64  # that meet their keys at once on a CPU
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -42,6 +41,7 @@ def int8_kernel_is_right(device: torch.device) -> bool:
     on more."""
     a = torch.full((64, MAX_K), 127, dtype=torch.int8)
     a[::2] = -127
+    a[::5] = -128  # as weights of attention may be
     b = torch.full((64, MAX_K), 127, dtype=torch.int8)
     b[:, ::3] = -127
     expected = (a.long() @ b.t().long()).int()

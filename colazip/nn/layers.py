@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from colazip.nn.exact import (
-    QUERIES,
     ExactLinear,
     exact_kernels,
     exact_mlp,
@@ -24,6 +23,7 @@ from colazip.nn.grid import ATTENTION_KEYS, TABLE_STEPS, VALUE_STEPS, alibi_slop
 from colazip.nn.shapes import hidden_width
 
 _TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
+_QUERIES = 64  # that meet their keys at once on a CPU
 _LN2 = math.log(2.0)
 
 
@@ -104,7 +104,7 @@ class ExactBlock(nn.Module):
         batch, heads, length, width = q.shape
         mixed = q.new_empty(batch, length, heads, width)
         factor, penalty = self._in_steps(distance)
-        queries = QUERIES if q.device.type == "cpu" else length
+        queries = _QUERIES if q.device.type == "cpu" else length
         for lo in range(0, length, queries):
             hi = min(length, lo + queries)
             keys = hi if self.causal else length
