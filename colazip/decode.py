@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colazip.config import ModelConfig
-from colazip.entropy import StreamDecoder
 from colazip.lanes import Lanes
-from colazip.memory import ORDERS, BlockMemory
+from colazip.memory import ORDERS
 from colazip.side import Side
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ def decode_gist(
     if net.on_gpu is not None:
         return net.on_gpu.decode_gist(lanes, streams, detail, side)
     patch = config.patch
-    decoder = StreamDecoder(streams)
+    decoder = net.streams(streams)
     longest = int(lanes.patches.max(initial=0))
     # Padding in front: the tokens before the first.
     tokens = np.zeros((len(lanes), ORDERS + longest * patch), np.int64)
-    memory = BlockMemory(len(streams))
+    memory = net.memory(len(streams))
     net.start(len(lanes), detail, side)
     for i in range(longest):
         n = lanes.active_patches(i)
@@ -74,7 +73,7 @@ def decode_exact(
     each block. batch: lanes that pass the decoder together. side: as `decode_gist` takes it."""
     if net.on_gpu is not None:
         return net.on_gpu.decode_exact(lanes, gist, streams, detail, batch, side)
-    decoder = StreamDecoder(streams)
+    decoder = net.streams(streams)
     tokens = gist.copy()
     for lo, hi, where, given in open_tokens(net, lanes, gist, detail, batch, side):
         here = gist[lo:hi, : where.shape[1]]

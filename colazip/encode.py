@@ -11,8 +11,8 @@ from torch import Tensor
 
 from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
-from colazip.memory import recall
-from colazip.nn.exact import cumulative
+from colazip.memory import BlockMemory, recall
+from colazip.nn.exact import compiled_loops, cumulative
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
@@ -55,7 +55,9 @@ class LaneEncoder:
         """Every lane of the tokens int64 [L, T]; the lanes of a block must all be there, as they share its
         memory. exact: whether the exact layer is wanted. side: what lanes are coded given, if anything."""
         named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
-        guesses = np.stack(recall(named, lanes.block, lanes.count))
+        loops = compiled_loops(self._device)
+        memories = BlockMemory if loops is None else loops.LoopMemory
+        guesses = np.stack(recall(named, lanes.block, lanes.count, memories))
 
         def coded(batch: tuple[int, int, int]) -> list[Coded]:
             lo, hi, width = batch

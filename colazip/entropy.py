@@ -187,6 +187,12 @@ def _unpack(data: bytes, number: int) -> tuple[np.ndarray, np.ndarray]:
     return states, np.frombuffer(data, dtype="<u4", offset=split).astype(np.uint32)
 
 
+def check_tables(stream: np.ndarray, cdf: np.ndarray) -> None:
+    """ValueError unless tables [n, A + 1] or [A + 1] fit the symbols int64 [n]."""
+    if cdf.dtype.kind not in "iu" or cdf.ndim not in (1, 2) or (cdf.ndim == 2 and len(cdf) != len(stream)):
+        raise ValueError(f"cdf is {cdf.dtype} {cdf.shape} for {len(stream)} symbols")
+
+
 class StreamDecoder:
     """Decodes many streams side by side, in as many calls of `decode` as the caller's model needs.
 
@@ -218,12 +224,7 @@ class StreamDecoder:
         ValueError if the shapes do not fit; values are not checked, but none can index out of bounds.
         FormatError if a stream turns out to hold fewer symbols.
         """
-        if (
-            cdf.dtype.kind not in "iu"
-            or cdf.ndim not in (1, 2)
-            or (cdf.ndim == 2 and len(cdf) != len(stream))
-        ):
-            raise ValueError(f"cdf is {cdf.dtype} {cdf.shape} for {len(stream)} symbols")
+        check_tables(stream, cdf)
         size = len(stream)
         if not size:
             return np.empty(0, dtype=np.int64)

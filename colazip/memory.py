@@ -7,6 +7,8 @@ take a guess as input and learn how far to trust it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 ORDERS = 3  # contexts of 1 to ORDERS tokens; the longest one that is known makes the guess
@@ -98,11 +100,16 @@ class BlockMemory:
         tables[:] = tables[:, block : block + 1].copy()
 
 
-def recall(tokens: np.ndarray, block: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def recall(
+    tokens: np.ndarray,
+    block: np.ndarray,
+    count: np.ndarray,
+    memories: Callable[[int], BlockMemory] = BlockMemory,
+) -> tuple[np.ndarray, np.ndarray]:
     """Guesses for all tokens of lanes, longest first: tokens int64 [L, T], block int64 [L] from 0, count
-    int64 [L] -> (guess int64 [L, T], kind int64 [L, T])."""
+    int64 [L] -> (guess int64 [L, T], kind int64 [L, T]). memories: makes those of so many blocks."""
     guess, kind = np.zeros_like(tokens), np.zeros_like(tokens)
-    memory = BlockMemory(int(block.max(initial=-1)) + 1)
+    memory = memories(int(block.max(initial=-1)) + 1)
     padded = np.concatenate([np.zeros((len(tokens), ORDERS), np.int64), tokens], 1)
     for at in range(int(count.max(initial=0))):
         n = int(np.searchsorted(-count, -at, side="left"))

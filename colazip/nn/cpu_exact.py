@@ -11,19 +11,18 @@ Compiled code is kept in Numba's cache, so that only the first run on a machine 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import binding, ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from colazip.nn.exact import integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
+from colazip.nn.loops import loop
 
 _F, _I, _H, _D = np.float32, np.int32, np.int16, np.float64
 _GRID, _STEPS, _VALUES = _F(GRID), _F(TABLE_STEPS), _F(VALUE_STEPS)
@@ -33,10 +32,6 @@ _ONE = _I(np.array(1.0, _F).view(_I))
 _LOWEST = _I(-(1 << 31))
 _NEVER = _F(-np.inf)
 _TOTAL = 1 << PRECISION
-
-
-def _loop(function: Callable[..., Any]) -> Any:
-    return njit(function, nogil=True, cache=True, error_model="numpy")
 
 
 @intrinsic
@@ -59,7 +54,7 @@ def _as_bits(context: Any, number: Any) -> Any:
     return types.int32(types.float32), code
 
 
-@_loop
+@loop
 def _top(row):  # type: ignore[no-untyped-def]
     """The largest magnitude, or 1 if it is too small."""
     # A maximum of floats is not vectorized: it would have to mind what is not a number.
@@ -69,14 +64,23 @@ def _top(row):  # type: ignore[no-untyped-def]
     return _as_float(top if top >= _SMALLEST else _ONE)
 
 
-@_loop
+@loop
 def _round_row(row, top, out):  # type: ignore[no-untyped-def]
     by = (_F(1.0) / top) * _GRID
     for j in range(len(row)):
         out[j] = _I(np.rint(row[j] * by))
 
 
-@_loop
+@loop
+def _look_up(q, scale, index, y):  # type: ignore[no-untyped-def]
+    for i in range(len(index)):
+        row = index[i]
+        by = scale[row]
+        for j in range(q.shape[1]):
+            y[i, j] = _F(q[row, j]) * by
+
+
+@loop
 def _quantize(x, q, factor, norm):  # type: ignore[no-untyped-def]
     for i in range(len(x)):
         row, out = x[i], q[i]
@@ -92,7 +96,7 @@ def _quantize(x, q, factor, norm):  # type: ignore[no-untyped-def]
             factor[i] = top / _GRID
 
 
-@_loop
+@loop
 def _scale(product, factor, scale, y):  # type: ignore[no-untyped-def]
     for i in range(len(product)):
         by = factor[i]
@@ -100,7 +104,7 @@ def _scale(product, factor, scale, y):  # type: ignore[no-untyped-def]
             y[i, j] = (_F(product[i, j]) * by) * scale[j]
 
 
-@_loop
+@loop
 def _activate(product, factor, scale, q, scale_q):  # type: ignore[no-untyped-def]
     width = product.shape[1]
     held = np.empty(width, _F)
@@ -154,7 +158,7 @@ def _pairs_of_products(width: int) -> Any:
 if binding.get_host_cpu_features().get("avx2"):
     _dot_of_64, _dot_of_16 = _pairs_of_products(64), _pairs_of_products(16)
 
-    @_loop
+    @loop
     def _dot(a, i, b, j, width):  # type: ignore[no-untyped-def]
         """Sum of products of int8 [width] at a[i:] and b[j:], of arrays of one dimension."""
         total, end = _I(0), i + width
@@ -171,7 +175,7 @@ if binding.get_host_cpu_features().get("avx2"):
 
 else:
 
-    @_loop
+    @loop
     def _dot(a, i, b, j, width):  # type: ignore[no-untyped-def]
         """Sum of products of int8 [width] at a[i:] and b[j:], of arrays of one dimension."""
         total = _I(0)
@@ -180,7 +184,7 @@ else:
         return total
 
 
-@_loop
+@loop
 def _pick(q, weights, factor, group, scale, scaled, y):  # type: ignore[no-untyped-def]
     _, slots, width = weights.shape
     rows, matrices = q.reshape(-1), weights.reshape(-1)
@@ -191,7 +195,7 @@ def _pick(q, weights, factor, group, scale, scaled, y):  # type: ignore[no-untyp
             y[i, j] = value * scale[own, j] if scaled else value
 
 
-@_loop
+@loop
 def _project(x, q, k, v):  # type: ignore[no-untyped-def]
     batch, length, _ = x.shape
     heads, width = q.shape[1], q.shape[3]
@@ -210,20 +214,20 @@ def _project(x, q, k, v):  # type: ignore[no-untyped-def]
                     out[j] = _I(np.rint(value if value < _GRID else _GRID))
 
 
-@_loop
+@loop
 def _order(number):  # type: ignore[no-untyped-def]
     """Bits of a float32 as an integer that orders as it does, and of such an integer the bits again."""
     return number ^ ((number >> _I(31)) & _MAGNITUDE)
 
 
-@_loop
+@loop
 def _step(gap, last):  # type: ignore[no-untyped-def]
     """The step of a table whose end is `last`, of a gap from 0 on, rounded half to even."""
     gap = gap if gap < last else last
     return _as_bits(gap + _F(8388608.0)) & _I(0x7FFFFF)  # 2**23: what is added to it is rounded to integers
 
 
-@_loop
+@loop
 def _weigh(products, factor, slope, valid, causal, table, weights, total):  # type: ignore[no-untyped-def]
     """Products of queries and keys [P, P] -> weights of the keys, less 128, so that they fit int8, and the sum
     of the weights of each query."""
@@ -250,7 +254,7 @@ def _weigh(products, factor, slope, valid, causal, table, weights, total):  # ty
         total[i] = max(whole, _I(1))
 
 
-@_loop
+@loop
 def _share(mixed, v, total, y, first):  # type: ignore[no-untyped-def]
     """Sums [P, W] of values weighed by what `_weigh` gives -> those over the sums of weights, in columns of y
     from `first` on. v: int8 [P, W], the values."""
@@ -265,7 +269,7 @@ def _share(mixed, v, total, y, first):  # type: ignore[no-untyped-def]
             y[i, first + k] = _F(_I(mixed[i, k]) + (every[k] << 7)) / whole
 
 
-@_loop
+@loop
 def _attend_step(q, keys, values, positions, factor, slopes, table, y):  # type: ignore[no-untyped-def]
     lanes, heads, width = q.shape
     room, last = keys.shape[2], _F(len(table) - 1)
@@ -299,7 +303,7 @@ def _attend_step(q, keys, values, positions, factor, slopes, table, y):  # type:
                 y[n, h * width + i] = _F(mixed[i]) / share
 
 
-@_loop
+@loop
 def _cumulative(logits, table, cdf):  # type: ignore[no-untyped-def]
     rows, count = logits.shape
     last = _F(len(table) - 1)
@@ -333,6 +337,13 @@ def quantize(x: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
     q, factor = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
     _quantize(x.contiguous().numpy(), q.numpy(), factor.numpy()[:, 0], norm)
     return q, factor
+
+
+def look_up(q: Tensor, scale: Tensor, index: Tensor) -> Tensor:
+    """`ExactEmbedding` with int8 rows [N, D] and a scale a row: int64 [...] -> float32 [..., D]."""
+    y = torch.empty(index.numel(), q.shape[1])
+    _look_up(q.numpy(), scale.numpy()[:, 0], index.reshape(-1).numpy(), y.numpy())
+    return y.view(*index.shape, q.shape[1])
 
 
 def linear(x: Tensor, q: Tensor, scale: Tensor, *, norm: bool) -> Tensor:

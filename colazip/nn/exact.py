@@ -153,6 +153,13 @@ def exact_kernels(device: torch.device) -> Any:
         )
 
 
+def compiled_loops(device: torch.device) -> Any:
+    """The module of what stands around exact layers on a CPU in compiled loops; None where they are not."""
+    if has_triton(device) or exact_kernels(device) is None:
+        return None
+    return importlib.import_module("colazip.nn.loops")
+
+
 @lru_cache(maxsize=8)
 def training_kernels(device: torch.device) -> Any:
     """The module of fused kernels that training uses on a device; None where there are none or they don't
@@ -302,6 +309,13 @@ class ExactEmbedding(Quantized):
             if (kernels := training_kernels(index.device)) is not None:  # few rows beside the indices
                 return torch.nn.functional.embedding(index, kernels.FusedRounding.apply(self.weight))
             return _RoundRows.apply(torch.nn.functional.embedding(index, self.weight))
+        if (exact := exact_kernels(index.device)) is not None:
+            y: Tensor = exact.look_up(self.q, self.scale, index)
+            return y
+        return self.plain(index)
+
+    def plain(self, index: Tensor) -> Tensor:
+        """`forward` with int8 weights, operation by operation."""
         return self.q[index].float() * self.scale[index]
 
 

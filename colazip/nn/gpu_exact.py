@@ -292,6 +292,11 @@ def scaled(product: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
     return y
 
 
+def look_up(q: Tensor, scale: Tensor, index: Tensor) -> Tensor:
+    """`ExactEmbedding` with int8 rows [N, D] and a scale a row: int64 [...] -> float32 [..., D]."""
+    return q[index].float() * scale[index]
+
+
 def linear(x: Tensor, q: Tensor, scale: Tensor, *, norm: bool) -> Tensor:
     """`ExactLinear` with int8 weights [M, K] and a scale a row: float32 [N, K] -> [N, M]."""
     rounded, factor = quantize(x, norm=norm)

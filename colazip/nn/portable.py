@@ -10,12 +10,14 @@ repeats the operations of its counterpart one by one: see `colazip.nn.exact` for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from colazip.config import EncoderConfig, ModelConfig, StackConfig
+from colazip.entropy import StreamDecoder
+from colazip.memory import BlockMemory
 from colazip.names import TokenNames
 from colazip.nn.grid import (
     ATTENTION_TABLE,
@@ -411,6 +413,12 @@ class PortableNetworks:
         rows = unpack_nibbles(self._tensors["search.tokens.q"][: self._config.vocabulary])
         weights = Weights(self._tensors, "vae.likeness.", self._product)
         return Likeness(weights, rows, self._readout.token_of)
+
+    def streams(self, streams: Sequence[bytes]) -> StreamDecoder:
+        return StreamDecoder(streams)
+
+    def memory(self, blocks: int) -> BlockMemory:
+        return BlockMemory(blocks)
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self._stack.caches(lanes), detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colazip.entropy import StreamDecoder
+from colazip.memory import BlockMemory
 from colazip.names import TokenNames
-from colazip.nn.exact import cumulative, has_triton, load_kernels
+from colazip.nn.exact import compiled_loops, cumulative, has_triton, load_kernels
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
 
@@ -28,6 +31,12 @@ class Networks(Protocol):
 
     @property
     def on_gpu(self) -> Decoding | None: ...
+
+    def streams(self, streams: Sequence[bytes]) -> StreamDecoder:
+        """What decodes the entropy streams of several blocks."""
+
+    def memory(self, blocks: int) -> BlockMemory:
+        """Empty memories of so many blocks."""
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         """Begin the gists, of one detail, of `lanes` lanes. side: what they are coded given, if anything."""
@@ -97,6 +106,7 @@ class TorchNetworks:
     def __init__(self, vae: TextVAE) -> None:
         self.vae, self._config = vae, vae.config
         self.device = vae.readout.token_of.device
+        self._loops = compiled_loops(self.device)
         # Tokens, classes and slots are looked up here: a GPU would have to be waited for each time.
         self._names = TokenNames(
             {n: t.cpu().numpy() for n, t in vae.readout.named_buffers(recurse=False)}, ""
@@ -108,6 +118,12 @@ class TorchNetworks:
     def _real(self, patches: int, counts: np.ndarray) -> Tensor:
         at = torch.arange(patches * self._config.patch, device=self.device).view(patches, -1)
         return at < self._tensor(counts)[:, None, None]
+
+    def streams(self, streams: Sequence[bytes]) -> StreamDecoder:
+        return StreamDecoder(streams) if self._loops is None else self._loops.LoopStreams(streams)
+
+    def memory(self, blocks: int) -> BlockMemory:
+        return BlockMemory(blocks) if self._loops is None else self._loops.LoopMemory(blocks)
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self.vae.coder.stack.caches(lanes), detail
