@@ -558,9 +558,14 @@ class Codec:
         elif sum(map(len, texts)) < _MANY_TOKENS:
             network = model.quick_encoder
         else:
+            import torch
+
+            from colazip.nn.exact import compiled_loops
             from colazip.nn.threads import each
 
             network, run = model.context_encoder, each
+            if (loops := compiled_loops(torch.device("cpu"))) is not None:
+                model.rows.adding = loops.ADDING
         assert network is not None
         return summands(model.rows, network, texts, self._patch, run)
 

@@ -62,7 +62,7 @@ def summands(
         with adding:
             for lane, i in enumerate(batch):
                 text, at = places[i]
-                np.add.at(found[text], at, added[lane, : len(at)])
+                rows.adding.onto(found[text], at, added[lane, : len(at)])
 
     each(add, list(like_lengths([len(u) for u in units], _POSITIONS)))
     return found

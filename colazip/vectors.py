@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -89,12 +89,36 @@ class SearchRows:
     axes: np.ndarray | None = None
 
 
+class Adding(NamedTuple):
+    """How rows are added up: exact, hence the same in any order.
+
+    picked: rows int16 [R, D], which of them int64 [N], the group of each int64 [N] from 0 to count - 1, count
+    -> sums of each group, int32 [count, D]. onto: adds float64 [N, D] to the rows int64 [N] of float64 [P, D].
+    """
+
+    picked: Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+    onto: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def _add_picked(rows: np.ndarray, which: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(count))  # no group is empty
+    return np.add.reduceat(rows[which[order]].astype(np.int32), starts, axis=0)
+
+
+def _add_onto(sums: np.ndarray, at: np.ndarray, added: np.ndarray) -> None:
+    np.add.at(sums, at, added)
+
+
 class RowSums:
     """Sums over a text of a row for each token and for each word of several tokens.
 
     packed, scale: `search.tokens` as shipped; token_bytes: of each token; word_rows: how many rows words
-    share. Rows are put on a grid of 1/256 within +-127 and added up as integers.
+    share. Rows are put on a grid of 1/256 within +-127 and added up as integers. adding: how; there is a
+    compiled way in `colazip.nn.loops`.
     """
+
+    adding = Adding(_add_picked, _add_onto)
 
     def __init__(
         self, packed: np.ndarray, scale: np.ndarray, token_bytes: Sequence[bytes], word_rows: int
@@ -125,17 +149,14 @@ class RowSums:
         return (self._sums(tokens, unit, len(first)) / 256.0).astype(np.float32), first
 
     def _sums(self, tokens: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
-        """Sums of the rows of each of `count` groups, none of them empty, in 1 / 256: int64 [count, D].
+        """Sums of the rows of each of `count` groups, none of them empty, in 1 / 256: int32 [count, D].
 
         group: of each token, ascending. A word counts where its first token is.
         """
         if not len(tokens):
-            return np.zeros((0, self.grid.shape[1]), np.int64)
+            return np.zeros((0, self.grid.shape[1]), np.int32)
         rows, first = self.entries(tokens)
-        at = group[first]
-        order = np.argsort(at, kind="stable")
-        starts = np.searchsorted(at[order], np.arange(count))
-        return np.add.reduceat(self.grid[rows[order]].astype(np.int32), starts, axis=0)
+        return self.adding.picked(self.grid, rows, group[first], count)
 
     def entries(self, tokens: np.ndarray, starts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the tokens and words of a text, and the token at which each counts: int64 [N] both.

@@ -1,5 +1,5 @@
-"""Whether compiled kernels give the bits of the operations of `nn/exact.py` and `nn/layers.py` that they stand
-for. A device is asked before it is trusted with them."""
+"""Whether compiled kernels give the bits of the operations in `nn/exact.py` and `nn/layers.py` that they
+stand for. A device is asked before it is trusted with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colazip.nn.exact import ExactLinear, frequencies, integer_product, quantize_rows, softmax_of_steps
+from colazip.nn.exact import (
+    ExactEmbedding,
+    ExactLinear,
+    frequencies,
+    integer_product,
+    quantize_rows,
+    softmax_of_steps,
+)
 from colazip.nn.grid import GRID, TABLE_STEPS, VALUE_STEPS
 
 
@@ -27,7 +34,7 @@ def agree(kernels: Any, device: torch.device) -> bool:
 
     return (
         _same_layers(kernels, numbers, integers)
-        and all(_same_heads(kernels, numbers, width) for width in (64, 48, 20))
+        and all(_same_heads(kernels, numbers, integers, width) for width in (64, 48, 20))
         and _same_tables(kernels, numbers)
     )
 
@@ -54,6 +61,9 @@ def _same_layers(kernels: Any, numbers: Any, integers: Any) -> bool:
                 down.plain(up.plain(x).relu().square()),
             ),
         ]
+    rows, index = ExactEmbedding(40, 24), torch.arange(90, device=device).view(3, 30) % 40
+    rows.freeze(integers(40, 24), numbers(40, 1).abs())
+    found.append(torch.equal(kernels.look_up(rows.q, rows.scale, index), rows.plain(index)))
     weights, scale = integers(6, 64, 192), numbers(6, 64, 1).abs()
     group = torch.arange(len(x), device=device) % 6
     q, factor = kernels.quantize(x, norm=True)
@@ -63,14 +73,16 @@ def _same_layers(kernels: Any, numbers: Any, integers: Any) -> bool:
     return all(found) and torch.equal(mine, picked * factor * scale[group, :, 0])
 
 
-def _same_heads(kernels: Any, numbers: Any, width: int) -> bool:
+def _same_heads(kernels: Any, numbers: Any, integers: Any, width: int) -> bool:
     batch, heads, length = 3, 4, 150
-    x = numbers(batch, length, 3 * heads * width, spread=0.5)
-    device = x.device
-    parts = x.view(batch, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+    given = numbers(batch, length, 32, spread=0.5)
+    device = given.device
+    matrix = ExactLinear(32, 3 * heads * width, norm=True)
+    matrix.freeze(integers(3 * heads * width, 32), numbers(3 * heads * width, 1, spread=0.5).abs() * 0.01)
+    parts = matrix.plain(given).view(batch, length, 3, heads, width).permute(2, 0, 3, 1, 4)
     q, k = quantize_rows(parts[0])[0], quantize_rows(parts[1])[0]
     v = torch.round((parts[2] * VALUE_STEPS).clamp(-GRID, GRID))
-    mine = kernels.project(x, heads)
+    mine = kernels.project(given, matrix.q, matrix.scale, heads)
     same = all(torch.equal(a.float(), b) for a, b in zip(mine, (q, k, v), strict=True))
     keys, values = (part.to(torch.int8) for part in mine[1:])
     factor = numbers(heads, spread=0.1).abs() * (1e-3 * TABLE_STEPS)

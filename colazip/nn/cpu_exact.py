@@ -2,9 +2,9 @@
 
 There each step between two products is an operation of its own that reads and writes everything. Here Numba
 compiles the steps of a row into one or two loops, for the vector units of the CPU at hand; products of int8
-matrices stay torch's. Numba contracts no multiplication with the addition after it, reorders no float sum, and
-divisions and roots are rounded correctly. `nn/agreement.py` compares the bits
-before any of it is used.
+matrices stay torch's. Numba contracts no multiplication with the addition after it and reorders no float
+sum, and divisions and roots are rounded correctly. `nn/agreement.py` compares the bits before any of it is
+used.
 
 Compiled code is kept in Numba's cache, so that only the first run on a machine compiles.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import binding, ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
@@ -119,63 +120,69 @@ def _activate(product, factor, scale, q, scale_q):  # type: ignore[no-untyped-de
         scale_q[i] = top / _GRID
 
 
-def _pairs_of_products(width: int) -> Any:
-    """The sum of `width` products of int8 at a[i:] and b[j:], by the instruction that x86 has for it since
-    AVX2, which LLVM does not find in a loop."""
+@intrinsic
+def _dot_of_64(context: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
+    """The sum of 64 products of int8 at a[i:] and b[j:], by the instruction that x86 has for it since AVX2,
+    which LLVM does not find in a loop."""
 
-    @intrinsic
-    def dot(context: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            wide, half, whole = (
-                ir.VectorType(ir.IntType(bits), n) for bits, n in ((16, 16), (8, 16), (32, 8))
-            )
-            multiply = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(whole, [wide, wide]), "llvm.x86.avx2.pmadd.wd"
-            )
-            add_up = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(ir.IntType(32), [whole]), "llvm.vector.reduce.add.v8i32"
-            )
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide, half, whole = (ir.VectorType(ir.IntType(bits), n) for bits, n in ((16, 16), (8, 16), (32, 8)))
+        multiply = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(whole, [wide, wide]), "llvm.x86.avx2.pmadd.wd"
+        )
+        add_up = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.IntType(32), [whole]), "llvm.vector.reduce.add.v8i32"
+        )
 
-            def load(number: int, first: int) -> Any:
-                array = context.make_array(signature.args[number])(context, builder, args[number])
-                at = builder.add(args[number + 1], ir.Constant(args[number + 1].type, first))
-                pointer = builder.bitcast(builder.gep(array.data, [at]), half.as_pointer())
-                loaded = builder.load(pointer)
-                loaded.align = 1
-                return builder.sext(loaded, wide)
+        def load(number: int, first: int) -> Any:
+            array = context.make_array(signature.args[number])(context, builder, args[number])
+            at = builder.add(args[number + 1], ir.Constant(args[number + 1].type, first))
+            pointer = builder.bitcast(builder.gep(array.data, [at]), half.as_pointer())
+            loaded = builder.load(pointer)
+            loaded.align = 1
+            return builder.sext(loaded, wide)
 
-            total = None
-            for first in range(0, width, 16):
-                product = builder.call(multiply, [load(0, first), load(2, first)])
-                total = product if total is None else builder.add(total, product)
-            return builder.call(add_up, [total])
+        total = builder.call(multiply, [load(0, 0), load(2, 0)])
+        for first in range(16, 64, 16):
+            total = builder.add(total, builder.call(multiply, [load(0, first), load(2, first)]))
+        return builder.call(add_up, [total])
 
-        return types.int32(a, types.int64, b, types.int64), code
-
-    return dot
+    return types.int32(a, types.int64, b, types.int64), code
 
 
+@intrinsic
+def _fetch(context: Any, a: Any, i: Any) -> Any:
+    """Has the cache line of a[i] on its way, wherever that is."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        at = builder.bitcast(builder.gep(array.data, [args[1]]), byte)
+        # To read, soon to be used again, as data.
+        builder.call(fetch, [at, *(ir.Constant(number, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.none(a, types.int64), code
+
+
+# Inlined by Numba: LLVM, which sees a call, does not keep what is the same for all rows in registers.
 if binding.get_host_cpu_features().get("avx2"):
-    _dot_of_64, _dot_of_16 = _pairs_of_products(64), _pairs_of_products(16)
 
-    @loop
+    @njit(inline="always")
     def _dot(a, i, b, j, width):  # type: ignore[no-untyped-def]
         """Sum of products of int8 [width] at a[i:] and b[j:], of arrays of one dimension."""
-        total, end = _I(0), i + width
-        while i + 64 <= end:
-            total += _dot_of_64(a, i, b, j)
-            i, j = i + 64, j + 64
-        while i + 16 <= end:
-            total += _dot_of_16(a, i, b, j)
-            i, j = i + 16, j + 16
-        while i < end:
-            total += _I(a[i]) * _I(b[j])
-            i, j = i + 1, j + 1
+        total, whole = _I(0), width // 64 * 64
+        for k in range(0, whole, 64):
+            total += _dot_of_64(a, i + k, b, j + k)
+        for k in range(whole, width):
+            total += _I(a[i + k]) * _I(b[j + k])
         return total
 
 else:
 
-    @loop
+    @njit(inline="always")
     def _dot(a, i, b, j, width):  # type: ignore[no-untyped-def]
         """Sum of products of int8 [width] at a[i:] and b[j:], of arrays of one dimension."""
         total = _I(0)
@@ -196,22 +203,29 @@ def _pick(q, weights, factor, group, scale, scaled, y):  # type: ignore[no-untyp
 
 
 @loop
-def _project(x, q, k, v):  # type: ignore[no-untyped-def]
-    batch, length, _ = x.shape
-    heads, width = q.shape[1], q.shape[3]
-    for b in range(batch):
-        for p in range(length):
-            row = x[b, p]
+def _project(product, factor, scale, first, q, k, v):  # type: ignore[no-untyped-def]
+    """Rows from `first` on of all positions of the batch, as a matrix gives them, int [n, 3 * H * W], into
+    int8 [B, H, P, W]."""
+    _, heads, positions, width = q.shape
+    held = np.empty(width, _F)
+    for i in range(len(product)):
+        b, p = (first + i) // positions, (first + i) % positions
+        by = factor[i]
+        for part in range(3):
             for h in range(heads):
-                for part in range(2):
-                    at = (part * heads + h) * width
-                    own = row[at : at + width]
-                    _round_row(own, _top(own), k[b, h, p] if part else q[b, h, p])
-                at, out = (2 * heads + h) * width, v[b, h, p]
+                at = (part * heads + h) * width
                 for j in range(width):
-                    value = row[at + j] * _VALUES
-                    value = value if value > -_GRID else -_GRID
-                    out[j] = _I(np.rint(value if value < _GRID else _GRID))
+                    held[j] = (_F(product[i, at + j]) * by) * scale[at + j]
+                if part == 0:
+                    _round_row(held, _top(held), q[b, h, p])
+                elif part == 1:
+                    _round_row(held, _top(held), k[b, h, p])
+                else:
+                    out = v[b, h, p]
+                    for j in range(width):
+                        value = held[j] * _VALUES
+                        value = value if value > -_GRID else -_GRID
+                        out[j] = _I(np.rint(value if value < _GRID else _GRID))
 
 
 @loop
@@ -229,8 +243,8 @@ def _step(gap, last):  # type: ignore[no-untyped-def]
 
 @loop
 def _weigh(products, factor, slope, valid, causal, table, weights, total):  # type: ignore[no-untyped-def]
-    """Products of queries and keys [P, P] -> weights of the keys, less 128, so that they fit int8, and the sum
-    of the weights of each query."""
+    """Products of queries and keys [P, P] -> weights of the keys, less 128 to fit int8, and sums of the
+    weights of each query."""
     length, last = len(products), _F(len(table) - 1)
     scores, steps = np.empty(length, _F), np.empty(length, np.uint32)
     for i in range(length):
@@ -273,14 +287,16 @@ def _share(mixed, v, total, y, first):  # type: ignore[no-untyped-def]
 def _attend_step(q, keys, values, positions, factor, slopes, table, y):  # type: ignore[no-untyped-def]
     lanes, heads, width = q.shape
     room, last = keys.shape[2], _F(len(table) - 1)
-    queries, known = q.reshape(-1), keys.reshape(-1)
+    queries, known, said = q.reshape(-1), keys.reshape(-1), values.reshape(-1)
     scores, steps = np.empty(positions, _F), np.empty(positions, np.uint32)
     mixed = np.empty(width, _I)
     for n in range(lanes):
         for h in range(heads):
             by, slope, pair = factor[h], slopes[h], n * heads + h
             for j in range(positions):
-                scores[j] = _F(_dot(queries, pair * width, known, (pair * room + j) * width, width))
+                at = (pair * room + j) * width
+                _fetch(said, at)
+                scores[j] = _F(_dot(queries, pair * width, known, at, width))
             top = _LOWEST
             for j in range(positions):
                 score = scores[j] * by - slope * (_F(_I(positions - 1 - j)) * _STEPS)
@@ -292,6 +308,7 @@ def _attend_step(q, keys, values, positions, factor, slopes, table, y):  # type:
             mixed[:] = 0
             whole = _I(0)
             for j in range(positions):
+                _fetch(known, ((pair + 1) * room + j) * width)  # of the next head
                 weight = _H(table[steps[j]])
                 if weight > 0:  # many keys are too far to count
                     whole += _I(weight)
@@ -390,12 +407,15 @@ def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tenso
     return y
 
 
-def project(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a block's matrix gives, float32 [B, P, 3 * H * W] -> queries, keys, values as integers, int8 [B,
-    H, P, W] each."""
-    batch, positions, width = x.shape[0], x.shape[1], x.shape[2] // (3 * heads)
-    parts = torch.empty(3, batch, heads, positions, width, dtype=torch.int8)
-    _project(x.contiguous().numpy(), *parts.numpy())
+def project(x: Tensor, q: Tensor, scale: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 [B, P, K] by the matrix of a block, int8 [3 * H * W, K], after normalizing -> queries, keys,
+    values as integers, int8 [B, H, P, W] each."""
+    batch, positions, inputs = x.shape
+    rows = x.reshape(-1, inputs)
+    parts = torch.empty(3, batch, heads, positions, len(q) // (3 * heads), dtype=torch.int8)
+    for lo, hi in runs_of_rows(len(rows), len(q), x.device):
+        rounded, factor = quantize(rows[lo:hi], norm=True)
+        _project(_product(rounded, q), factor.numpy()[:, 0], scale.numpy()[:, 0], lo, *parts.numpy())
     return parts[0], parts[1], parts[2]
 
 

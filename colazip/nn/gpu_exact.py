@@ -341,10 +341,10 @@ def pick(q: Tensor, weights: Tensor, factor: Tensor, group: Tensor, scale: Tenso
     return y
 
 
-def project(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a block's matrix gives, float32 [B, P, 3 * H * W] -> queries, keys, values as integers, int8 [B,
-    H, P, W] each."""
-    x = x.contiguous()
+def project(x: Tensor, q: Tensor, scale: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 [B, P, K] by the matrix of a block, int8 [3 * H * W, K], after normalizing -> queries, keys,
+    values as integers, int8 [B, H, P, W] each."""
+    x = linear(x.reshape(-1, x.shape[-1]), q, scale, norm=True).view(*x.shape[:-1], len(q))
     batch, positions, width = x.shape[0], x.shape[1], x.shape[2] // (3 * heads)
     y = torch.empty(3, batch, heads, positions, width, dtype=torch.int8, device=x.device)
     rows, (each, columns) = batch * positions * 3 * heads, whole_rows(width)

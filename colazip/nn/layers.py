@@ -133,7 +133,7 @@ class ExactBlock(nn.Module):
         if x.shape[1] > ATTENTION_KEYS:
             raise ValueError(f"{x.shape[1]} positions: at most {ATTENTION_KEYS} give exact attention")
         if self.qkv.weight is None and (kernels := exact_kernels(x.device)) is not None:
-            own = kernels.project(self.qkv(x), self.heads)
+            own = kernels.project(x, self.qkv.q, self.qkv.scale, self.heads)
             seen = None if self.causal else valid
             mixed = kernels.attend(*own, self._factor(), self.slopes, seen, causal=self.causal)
             return self._finish(x, mixed)
@@ -167,7 +167,9 @@ class ExactBlock(nn.Module):
     def step(self, x: Tensor, position: int, cache: StepCache) -> Tensor:
         """One position of the first n lanes: x [n, D] -> [n, D], equal to `forward` at that position."""
         if (kernels := exact_kernels(x.device)) is not None:
-            q, k, v = (part[:, :, 0] for part in kernels.project(self.qkv(x)[:, None], self.heads))
+            q, k, v = (
+                part[:, :, 0] for part in kernels.project(x[:, None], self.qkv.q, self.qkv.scale, self.heads)
+            )
             cache.put(position, k, v)
             mixed = kernels.attend_step(q, cache.key, cache.value, position + 1, self._factor(), self.slopes)
             return self._finish(x, mixed)

@@ -1,7 +1,7 @@
-"""The entropy decoder and the block memory on a CPU, many lanes at a time, in loops that Numba compiles.
+"""What stands around the networks on a CPU, for many lanes at a time, in loops that Numba compiles.
 
-Same integers as `colazip.entropy.StreamDecoder` and `colazip.memory.BlockMemory`, which explain them and, in
-NumPy, take an operation of its own for each step. Beside networks that take many lanes that is felt.
+Same integers as `colazip.entropy.StreamDecoder`, `colazip.memory.BlockMemory` and `colazip.vectors.Adding`,
+which explain them and, in NumPy, take an operation of its own for each step: beside fast networks that is felt.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from colazip.memory import (
     TOKEN_BITS,
     BlockMemory,
 )
+from colazip.vectors import Adding
 
 _U = np.uint64
 _SLOT, _SHIFT, _WORD, _REFILL_BELOW = _U((1 << PRECISION) - 1), _U(PRECISION), _U(32), _U(1 << 32)
@@ -134,3 +135,28 @@ class LoopMemory(BlockMemory):
 
     def learn(self, came: np.ndarray) -> None:
         _learn(came, self._table, *self._met)
+
+
+@loop
+def _add_picked(rows, which, group, sums):  # type: ignore[no-untyped-def]
+    for i in range(len(which)):
+        row, into = which[i], group[i]
+        for j in range(rows.shape[1]):
+            sums[into, j] += np.int32(rows[row, j])
+
+
+def _picked(rows: np.ndarray, which: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+    sums = np.zeros((count, rows.shape[1]), np.int32)
+    _add_picked(rows, which, group, sums)
+    return sums
+
+
+@loop
+def _onto(sums, at, added):  # type: ignore[no-untyped-def]
+    for i in range(len(at)):
+        row = at[i]
+        for j in range(sums.shape[1]):
+            sums[row, j] += added[i, j]
+
+
+ADDING = Adding(_picked, _onto)
