@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -29,7 +30,18 @@ from colazip.economy import HIGHEST, LOWEST, economize
 from colazip.entropy import cost_bits, encode_streams
 from colazip.errors import FormatError, MissingLayerError, ModelMismatchError, UsageError, VersionError
 from colazip.lanes import Lanes, lay_out
-from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, Span
+from colazip.layers import (
+    BLOCK_BYTES,
+    BLOCK_PARTS,
+    EXACT,
+    GIST,
+    LAYERS,
+    PLAIN,
+    SEARCH,
+    Block,
+    Span,
+    in_batches,
+)
 from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
@@ -416,8 +428,7 @@ class Codec:
             if len(parts) > BLOCK_PARTS or sum(map(len, parts)) > BLOCK_BYTES:
                 raise UsageError(f"a block holds at most {BLOCK_PARTS} parts and {BLOCK_BYTES} bytes")
         result: list[Block] = []
-        for lo in range(0, len(blocks), self.pack_batch):
-            some = blocks[lo : lo + self.pack_batch]
+        for some in in_batches(blocks, self.pack_batch):
             result.extend(self._encode_some(some, wanted, level, self._abridger))
         return result
 
@@ -930,19 +941,14 @@ class Codec:
         for name in layers:
             if any(name not in b.layers for b in blocks):
                 raise MissingLayerError(f"the {name} layer was not packed, or was stripped")
-        heads = [_gist_head(b, self.model.config)[0] for b in blocks]
-        lo = 0
-        while lo < len(blocks):
-            hi = lo + 1
-            while hi < min(len(blocks), lo + self.read_batch) and heads[hi] == heads[lo]:
-                hi += 1
-            some = _Opened(blocks[lo:hi], self)
+        alike = groupby(blocks, key=lambda b: _gist_head(b, self.model.config)[0])
+        for batch in (batch for _, run in alike for batch in in_batches(run, self.read_batch)):
+            some = _Opened(batch, self)
             with self._networks(some.lanes) as net:
                 some.gist = decode_gist(
                     net, self.model.config, some.lanes, some.gist_streams, some.detail, some.side
                 )
             yield some
-            lo = hi
 
     def _texts(self, some: _Opened, tokens: Sequence[np.ndarray]) -> list[list[bytes]]:
         """Parts of each block from the tokens of its lanes and its plain frames."""

@@ -17,6 +17,8 @@ from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
 
+_TOKENS_AT_ONCE = 8192  # on a CPU
+
 
 @dataclass
 class Coded:
@@ -98,24 +100,29 @@ class LaneEncoder:
         real = real_tokens(counts, x)
         valid, is_token = real[..., 0], real.flatten(1)
         gist = readout.named(x, detail)
-        told = about = class_lift = slot_lift = None
+        told = about = None
         if side is not None:
             vectors, of = (torch.from_numpy(a).to(self._device) for a in (side.vectors, side.of))
             told = vae.tell(vectors, of)
             about = told.to_coder()
         slots = vae.coder.patches(vae.embed_patches(gist), valid, detail, about)[real]
         flat = gist.flatten(1)
-        history, guess, kind = token_history(flat)[is_token], guesses[0][is_token], guesses[1][is_token]
-        states = vae.coder.tokens(slots, history, guess, kind, vae.embed)
-        weighed = vae.coder.weigh(states, guess, kind)
-        named = flat[is_token]
-        classes = readout.class_of[named]
-        if told is not None:
-            class_lift, slot_lift = vae.lifts(states, told, told.of_tokens(x)[real], classes)
-        class_pairs = _pairs(readout.class_logits(states, weighed, class_lift), classes)
-        said = readout.has_slots(classes, detail)
-        slot_logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)[said]
-        slot_pairs = _pairs(slot_logits, readout.slot_of[named[said]])
+        named, history = flat[is_token], token_history(flat)[is_token]
+        guess, kind = guesses[0][is_token], guesses[1][is_token]
+        which = None if told is None else told.of_tokens(x)[real]
+        said = readout.has_slots(readout.class_of[named], detail)
+        class_pairs, slot_pairs = [], []
+        # Every token by itself from here on: a few at a time, so that what lies between is not large.
+        for part in _runs(len(named), self._device):
+            classes = readout.class_of[named[part]]
+            states = vae.coder.tokens(slots[part], history[part], guess[part], kind[part], vae.embed)
+            weighed = vae.coder.weigh(states, guess[part], kind[part])
+            class_lift = slot_lift = None
+            if told is not None and which is not None:
+                class_lift, slot_lift = vae.lifts(states, told, which[part], classes)
+            class_pairs.append(_pairs(readout.class_logits(states, weighed, class_lift), classes))
+            logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)[said[part]]
+            slot_pairs.append(_pairs(logits, readout.slot_of[named[part][said[part]]]))
         exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
         if exact:
             where = readout.is_open(gist, detail) & real
@@ -125,11 +132,21 @@ class LaneEncoder:
         return [
             Coded(*row, pairs)
             for row, pairs in zip(
-                _in_lanes(class_pairs, slot_pairs, said.cpu().numpy(), counts.cpu().numpy()),
+                _in_lanes(
+                    np.concatenate(class_pairs, axis=1),
+                    np.concatenate(slot_pairs, axis=1),
+                    said.cpu().numpy(),
+                    counts.cpu().numpy(),
+                ),
                 np.split(exact_pairs, np.cumsum(open_of_lane)[:-1], axis=1),
                 strict=True,
             )
         ]
+
+
+def _runs(tokens: int, device: torch.device) -> Iterator[slice]:
+    each = _TOKENS_AT_ONCE if device.type == "cpu" else max(1, tokens)
+    return (slice(lo, lo + each) for lo in range(0, tokens, each))
 
 
 def _in_lanes(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,17 @@ BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never 
 
 
 Span = tuple[int, int]  # first byte, end
+T = TypeVar("T")
+
+
+def in_batches(items: Iterable[T], most: int) -> Iterator[list[T]]:
+    """Lists of `most` items; the last one takes up to a quarter more, as a few by themselves take long."""
+    left, room = iter(items), most + most // 4
+    batch: list[T] = []
+    while batch := [*batch, *islice(left, room + 1 - len(batch))]:
+        end = len(batch) if len(batch) <= room else most
+        yield batch[:end]
+        batch = batch[end:]
 
 
 def check_layers(layers: Sequence[str]) -> tuple[str, ...]:

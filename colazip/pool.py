@@ -67,15 +67,19 @@ class PooledCodec(Codec):
         layers: Sequence[str] | None = None,
         preset: str = SMALL,
     ) -> list[Block]:
-        if len(blocks) < 2:
+        if self._alone(blocks):
             return super().encode_blocks(blocks, layers, preset)
         return self._spread(_encode, blocks, layers, preset)
 
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
-        return self._spread(_decode, blocks) if len(blocks) > 1 else super().decode_blocks(blocks)
+        return super().decode_blocks(blocks) if self._alone(blocks) else self._spread(_decode, blocks)
 
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
-        return self._spread(_read, blocks) if len(blocks) > 1 else super().read_gist(blocks)
+        return super().read_gist(blocks) if self._alone(blocks) else self._spread(_read, blocks)
+
+    def _alone(self, blocks: Sequence[Any]) -> bool:
+        """Whether these blocks are not worth starting the processes for."""
+        return len(blocks) < 2 and self._processes is None
 
     def _spread(self, call: Callable[..., list[_T]], blocks: Sequence[Any], *arguments: Any) -> list[_T]:
         """An equal share of the blocks for each worker."""

@@ -92,8 +92,8 @@ class SearchRows:
 class Adding(NamedTuple):
     """How rows are added up: exact, hence the same in any order.
 
-    picked: rows int16 [R, D], which of them int64 [N], the group of each int64 [N] from 0 to count - 1, count
-    -> sums of each group, int32 [count, D]. onto: adds float64 [N, D] to the rows int64 [N] of float64 [P, D].
+    picked: rows int16 [R, D], which of them int64 [N], the group of each int64 [N], count -> sums of each of
+    count groups, int32 [count, D]. onto: adds float64 [N, D] to the rows int64 [N] of float64 [P, D].
     """
 
     picked: Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]

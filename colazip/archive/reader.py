@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, groupby, islice
+from itertools import accumulate, groupby
 from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -40,6 +40,7 @@ from colazip.layers import (
     Block,
     SearchCodec,
     holds_text,
+    in_batches,
 )
 from colazip.oneshot import default_codec
 from colazip.presets import SMALL
@@ -482,9 +483,7 @@ class Archive:
 
     def _batches(self, places: Iterable[tuple[int, int]]) -> Iterator[Places]:
         """Blocks in runs that are decoded together."""
-        left = iter(places)
-        while batch := list(islice(left, self._model().read_batch)):
-            yield batch
+        return in_batches(places, self._model().read_batch)
 
     def _stream(
         self, decode: Callable[[Places, Sequence[str]], list[list[_T]]], layers: Sequence[str]

@@ -1,7 +1,7 @@
 """What stands around the networks on a CPU, for many lanes at a time, in loops that Numba compiles.
 
 Same integers as `colazip.entropy.StreamDecoder`, `colazip.memory.BlockMemory` and `colazip.vectors.Adding`,
-which explain them and, in NumPy, take an operation of its own for each step: beside fast networks that is felt.
+which explain them and, in NumPy, take an operation of its own for each step: fast networks wait for that.
 """
 
 from __future__ import annotations
