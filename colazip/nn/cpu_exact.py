@@ -21,7 +21,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from colazip.nn.exact import integer_product, runs_of_rows
+from colazip.nn.exact import int8_kernel_wins, integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
 from colazip.nn.loops import loop
 
@@ -428,14 +428,24 @@ def attend(
     y = np.empty((batch, length, heads * width), _F)
     by, slope, table = factor.detach().numpy(), slopes.numpy(), ATTENTION_TABLE.astype(_I)
     seen = np.ones((batch, length), bool) if valid is None else valid.numpy()
+    kind = torch.int32 if width > 1 and length > 1 and int8_kernel_wins() else torch.float32
+    multiply = torch._int_mm if kind == torch.int32 else _multiply_floats
+    products, mixed = torch.empty(length, length, dtype=kind), torch.empty(length, width, dtype=kind)
     weights, total = torch.empty(length, length, dtype=torch.int8), np.empty(length, _I)
-    held, values = weights.numpy(), v.numpy()
-    for b in range(batch):
-        for h in range(heads):
-            products = _product(q[b, h], k[b, h])
-            _weigh(products, by[h], slope[h], seen[b], causal, table, held, total)
-            _share(_product(weights, v[b, h].t()), values[b, h], total, y[b], h * width)
+    meant, shares, held, values = products.numpy(), mixed.numpy(), weights.numpy(), v.numpy()
+    queries, said = q.flatten(0, 1).unbind(), v.flatten(0, 1).unbind()
+    for i, keys in enumerate(k.flatten(0, 1).transpose(1, 2).unbind()):
+        b, h = divmod(i, heads)
+        multiply(queries[i], keys, out=products)
+        _weigh(meant, by[h], slope[h], seen[b], causal, table, held, total)
+        multiply(weights, said[i], out=mixed)
+        _share(shares, values[b, h], total, y[b], h * width)
     return torch.from_numpy(y)
+
+
+def _multiply_floats(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    """Product of int8 matrices in float32, where that is faster."""
+    return torch.mm(a.float(), b.float(), out=out)
 
 
 def attend_step(

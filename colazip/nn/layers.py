@@ -124,8 +124,11 @@ class ExactBlock(nn.Module):
         return mixed.flatten(2)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + self.out(mixed)
-        return x + exact_mlp(x, self.up, self.down)
+        if self.out.weight is not None:
+            x = x + self.out(mixed)
+            return x + exact_mlp(x, self.up, self.down)
+        x = self.out(mixed).add_(x)
+        return exact_mlp(x, self.up, self.down).add_(x)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """bias: training only, from `training_bias`. valid: bool [B, P], keys that exist (causal blocks need
