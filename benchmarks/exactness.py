@@ -3,7 +3,8 @@
 python -m benchmarks.exactness [FILE.parquet] [--sample N] [--model PATH] [--write FILE] [--check FILE]
 
 Packs the same records, with gists of every detail, by batches of 1, 7 and 64, on one thread and two, at every
-precision that torch offers for products of float32, and on a GPU where there is one, and compares every byte;
+precision that torch offers for products of float32, without compiled kernels, and on a GPU where there is one,
+and compares every byte;
 then decodes and reads them with torch, with NumPy alone, and on the GPU. `--write` keeps text and blocks (the
 last encoder's: a GPU's where there is one) for another machine, where `--check` decodes them and encodes the
 text again. `--few` leaves out the encoders that differ from another one in batch, threads or precision.
@@ -64,6 +65,8 @@ def encoders(model: Path | None, *, few: bool) -> Iterator[tuple[str, Make]]:
     """(how, what makes the codec) of every way to encode; it stays set until the next one is asked for."""
     import torch
 
+    from colazip.nn.exact import operation_by_operation
+
     make = partial(Codec.from_pretrained, model)
     threads = torch.get_num_threads()
     for batch in (64,) if few else (64, 7, 1):
@@ -76,6 +79,8 @@ def encoders(model: Path | None, *, few: bool) -> Iterator[tuple[str, Make]]:
         torch.set_float32_matmul_precision(precision)
         yield f"torch on the CPU, float32 products at {precision!r}", make
     torch.set_float32_matmul_precision("highest")
+    with operation_by_operation():
+        yield "torch on the CPU, operation by operation", make
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         yield f"torch on {name}, batch 7", partial(make, device="cuda", batch_size=7)

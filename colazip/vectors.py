@@ -103,7 +103,7 @@ class Adding(NamedTuple):
 def _add_picked(rows: np.ndarray, which: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(count))  # no group is empty
-    return np.add.reduceat(rows[which[order]].astype(np.int32), starts, axis=0)
+    return np.add.reduceat(rows[which[order]], starts, axis=0, dtype=np.int32)
 
 
 def _add_onto(sums: np.ndarray, at: np.ndarray, added: np.ndarray) -> None:

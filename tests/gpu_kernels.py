@@ -15,6 +15,7 @@ from colazip.codec import Codec
 from colazip.errors import FormatError
 from colazip.layers import Block
 from colazip.nn import gpu_exact
+from colazip.nn.agreement import agree
 from colazip.nn.exact import exact_kernels
 from colazip.nn.steps import decoding_kernels
 from colazip.pretrained import load

@@ -21,7 +21,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from colazip.nn.exact import int8_kernel_wins, integer_product, runs_of_rows
+from colazip.nn import exact
+from colazip.nn.exact import integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
 from colazip.nn.loops import loop
 
@@ -428,7 +429,7 @@ def attend(
     y = np.empty((batch, length, heads * width), _F)
     by, slope, table = factor.detach().numpy(), slopes.numpy(), ATTENTION_TABLE.astype(_I)
     seen = np.ones((batch, length), bool) if valid is None else valid.numpy()
-    kind = torch.int32 if width > 1 and length > 1 and int8_kernel_wins() else torch.float32
+    kind = torch.int32 if width > 1 and length > 1 and exact.int8_kernel_wins() else torch.float32
     multiply = torch._int_mm if kind == torch.int32 else _multiply_floats
     products, mixed = torch.empty(length, length, dtype=kind), torch.empty(length, width, dtype=kind)
     weights, total = torch.empty(length, length, dtype=torch.int8), np.empty(length, _I)

@@ -14,7 +14,8 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
 
 _CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
+_operation_by_operation = False
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -141,9 +143,24 @@ def has_triton(device: torch.device) -> bool:
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@lru_cache(maxsize=8)
 def exact_kernels(device: torch.device) -> Any:
     """The module of kernels that exact layers use on a device without gradients; None without."""
+    return None if _operation_by_operation else _exact_kernels(device)
+
+
+@contextmanager
+def operation_by_operation() -> Iterator[None]:
+    """Without those kernels, in all threads: to compare with."""
+    global _operation_by_operation
+    before, _operation_by_operation = _operation_by_operation, True
+    try:
+        yield
+    finally:
+        _operation_by_operation = before
+
+
+@lru_cache(maxsize=8)
+def _exact_kernels(device: torch.device) -> Any:
     from colazip.nn.agreement import agree
 
     name = "colazip.nn.gpu_exact" if has_triton(device) else "colazip.nn.cpu_exact"

@@ -75,6 +75,8 @@ class LoopStreams(StreamDecoder):
 
     def decode(self, stream: np.ndarray, cdf: np.ndarray) -> np.ndarray:
         check_tables(stream, cdf)
+        if cdf.ndim == 1:
+            cdf = np.broadcast_to(cdf, (len(stream), len(cdf)))
         out = np.empty(len(stream), np.int64)
         bad = _decode(
             stream,

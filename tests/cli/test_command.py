@@ -19,7 +19,7 @@ from colazip.version import __version__
 from tests.cli.conftest import ROOT, command, environment, process
 from tests.plain_codec import PlainCodec
 
-HEAVY = {"torch", "pyarrow", "faiss", "numpy", "tokenizers", "safetensors", "zstandard", "msgpack"}
+HEAVY = {"torch", "numba", "pyarrow", "faiss", "numpy", "tokenizers", "safetensors", "zstandard", "msgpack"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], *([name, "--help"] for name in COMMANDS)])

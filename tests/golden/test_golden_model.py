@@ -64,20 +64,28 @@ def with_reduced_precision() -> Iterator[None]:
 @contextmanager
 def with_numpy_products() -> Iterator[None]:
     """NumPy's 64-bit integers as a second implementation of the exact product."""
-    kept = exact.integer_matmul
+    kept = exact.integer_product
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy((a.numpy().astype("int64") @ b.numpy().astype("int64").T).astype("float32"))
 
-    exact.integer_matmul = product
+    exact.integer_product = product
     try:
-        yield
+        with exact.operation_by_operation():
+            yield
     finally:
-        exact.integer_matmul = kept
+        exact.integer_product = kept
 
 
 @pytest.mark.parametrize(
-    "arithmetic", [as_is, without_the_int8_kernel, with_reduced_precision, with_numpy_products]
+    "arithmetic",
+    [
+        as_is,
+        exact.operation_by_operation,
+        without_the_int8_kernel,
+        with_reduced_precision,
+        with_numpy_products,
+    ],
 )
 def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) -> None:
     with arithmetic():
