@@ -70,7 +70,7 @@ _MANY_TOKENS = 512  # from here on torch reads words in context faster than NumP
 _SCORED_AT_ONCE = 64  # texts: each has a memory of its own, of 768 KiB
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
-_FEW_LANES = 64
+_FEW_LANES, _FEW_LANES_COMPILED = 64, 8
 _FEW_TOKENS = 1 << 15
 
 # Text of any language takes at most 0.65 tokens a byte, bytes that are no text 0.9 and more. Such parts skip
@@ -232,7 +232,12 @@ class Codec:
         if self.device != "cpu" or self._implementation:
             return self._implementation == "numpy"
         if "vae" in self.model.__dict__:  # torch is there
-            return len(lanes) <= _FEW_LANES
+            import torch
+
+            from colazip.nn.exact import exact_kernels
+
+            compiled = exact_kernels(torch.device("cpu")) is not None
+            return len(lanes) <= (_FEW_LANES_COMPILED if compiled else _FEW_LANES)
         return int(lanes.count.sum()) <= _FEW_TOKENS
 
     @contextmanager
@@ -245,8 +250,10 @@ class Codec:
             return
         import torch
 
+        from colazip.nn.exact import expect_work
         from colazip.nn.steps import TorchNetworks
 
+        expect_work(int(lanes.count.sum()))
         with torch.inference_mode():
             if few:
                 yield self.model.quick
@@ -571,10 +578,11 @@ class Codec:
         else:
             import torch
 
-            from colazip.nn.exact import compiled_loops
+            from colazip.nn.exact import compiled_loops, expect_work
             from colazip.nn.threads import each
 
             network, run = model.context_encoder, each
+            expect_work(sum(map(len, texts)))
             if (loops := compiled_loops(torch.device("cpu"))) is not None:
                 model.rows.adding = loops.ADDING
         assert network is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
 from colazip.memory import BlockMemory, recall
-from colazip.nn.exact import compiled_loops, cumulative
+from colazip.nn.exact import compiled_loops, cumulative, expect_work
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
@@ -57,6 +57,7 @@ class LaneEncoder:
         """Every lane of the tokens int64 [L, T]; the lanes of a block must all be there, as they share its
         memory. exact: whether the exact layer is wanted. side: what lanes are coded given, if anything."""
         named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
+        expect_work(int(lanes.count.sum()))
         loops = compiled_loops(self._device)
         memories = BlockMemory if loops is None else loops.LoopMemory
         guesses = np.stack(recall(named, lanes.block, lanes.count, memories))

@@ -27,6 +27,8 @@ from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECI
 
 _CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
 _operation_by_operation = False
+_WORTH_LOADING = 1 << 14  # tokens, 60 kB of text: then kernels have won back the half second of loading them
+_expected = 0  # tokens
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -144,8 +146,17 @@ def has_triton(device: torch.device) -> bool:
 
 
 def exact_kernels(device: torch.device) -> Any:
-    """The module of kernels that exact layers use on a device without gradients; None without."""
-    return None if _operation_by_operation else _exact_kernels(device)
+    """The module of kernels that exact layers use on a device without gradients; None without, or while a CPU
+    has too little work for them."""
+    if _operation_by_operation or (_expected < _WORTH_LOADING and not has_triton(device)):
+        return None
+    return _exact_kernels(device)
+
+
+def expect_work(tokens: int) -> None:
+    """Tells that so many tokens will pass the networks: a CPU's kernels are loaded once that is worth it."""
+    global _expected
+    _expected += tokens
 
 
 @contextmanager

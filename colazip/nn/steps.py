@@ -106,7 +106,6 @@ class TorchNetworks:
     def __init__(self, vae: TextVAE) -> None:
         self.vae, self._config = vae, vae.config
         self.device = vae.readout.token_of.device
-        self._loops = compiled_loops(self.device)
         # Tokens, classes and slots are looked up here: a GPU would have to be waited for each time.
         self._names = TokenNames(
             {n: t.cpu().numpy() for n, t in vae.readout.named_buffers(recurse=False)}, ""
@@ -120,10 +119,12 @@ class TorchNetworks:
         return at < self._tensor(counts)[:, None, None]
 
     def streams(self, streams: Sequence[bytes]) -> StreamDecoder:
-        return StreamDecoder(streams) if self._loops is None else self._loops.LoopStreams(streams)
+        loops = compiled_loops(self.device)
+        return StreamDecoder(streams) if loops is None else loops.LoopStreams(streams)
 
     def memory(self, blocks: int) -> BlockMemory:
-        return BlockMemory(blocks) if self._loops is None else self._loops.LoopMemory(blocks)
+        loops = compiled_loops(self.device)
+        return BlockMemory(blocks) if loops is None else loops.LoopMemory(blocks)
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self.vae.coder.stack.caches(lanes), detail

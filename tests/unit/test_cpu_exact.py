@@ -30,6 +30,7 @@ from colazip.nn.layers import ExactBlock
 from tests.tiny_model import passages, tiny_codec, tiny_model
 
 CPU = torch.device("cpu")
+exact.expect_work(1 << 20)  # so that they are loaded
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -62,6 +63,16 @@ def test_this_machine_has_them() -> None:
             pass
         assert exact_kernels(CPU) is None and exact.compiled_loops(CPU) is None
     assert exact_kernels(CPU) is cpu_exact and exact.compiled_loops(CPU) is loops
+
+
+def test_little_work_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_expected", 0)
+    monkeypatch.setattr(exact, "_WORTH_LOADING", 300)
+    codec = tiny_codec()
+    codec.encode_blocks([[b"a few words"]])
+    assert exact_kernels(CPU) is None
+    codec.encode_blocks([[text.encode()] for text in passages()[:9]])
+    assert exact_kernels(CPU) is cpu_exact
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,7 +160,7 @@ def test_products_of_either_kind(wins: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_codec_writes_and_reads_the_same() -> None:
-    codec = tiny_codec()
+    codec = type(tiny_codec())(tiny_model(), implementation="torch")
     blocks = [[text.encode() for text in passages()[at : at + 12]] for at in range(0, 36, 12)]
     coded = codec.encode_blocks(blocks)
     assert codec.decode_blocks(coded) == blocks
