@@ -42,6 +42,7 @@ from colazip.layers import (
     Span,
     in_batches,
 )
+from colazip.nn.worth import expect_work
 from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
@@ -70,7 +71,7 @@ _MANY_TOKENS = 512  # from here on torch reads words in context faster than NumP
 _SCORED_AT_ONCE = 64  # texts: each has a memory of its own, of 768 KiB
 # NumPy's networks start faster, torch's int8 products run faster (docs/performance.md): lanes up to which
 # NumPy decodes once torch is there, and tokens up to which loading torch would not pay.
-_FEW_LANES, _FEW_LANES_COMPILED = 64, 8
+_FEW_LANES, _FEW_LANES_COMPILED = 64, 24
 _FEW_TOKENS = 1 << 15
 
 # Text of any language takes at most 0.65 tokens a byte, bytes that are no text 0.9 and more. Such parts skip
@@ -232,28 +233,26 @@ class Codec:
         if self.device != "cpu" or self._implementation:
             return self._implementation == "numpy"
         if "vae" in self.model.__dict__:  # torch is there
-            import torch
-
-            from colazip.nn.exact import exact_kernels
-
-            compiled = exact_kernels(torch.device("cpu")) is not None
+            compiled = self.model.compiled is not None
             return len(lanes) <= (_FEW_LANES_COMPILED if compiled else _FEW_LANES)
         return int(lanes.count.sum()) <= _FEW_TOKENS
 
     @contextmanager
     def _networks(self, lanes: Lanes) -> Iterator[Networks]:
-        """The implementation to decode these lanes with: NumPy's for a few of them, with torch's products if
-        torch is there anyway, and torch's for many."""
+        """The implementation to decode these lanes with: for a few of them compiled loops, or NumPy's, with
+        torch's products if torch is there anyway, before those are worth loading; torch's for many."""
+        expect_work(int(lanes.count.sum()))
         few = self._few(lanes)
+        if few and not self._implementation and (compiled := self.model.compiled) is not None:
+            yield compiled
+            return
         if few and (self._implementation or "torch" not in sys.modules):
             yield self.model.portable
             return
         import torch
 
-        from colazip.nn.exact import expect_work
         from colazip.nn.steps import TorchNetworks
 
-        expect_work(int(lanes.count.sum()))
         with torch.inference_mode():
             if few:
                 yield self.model.quick
@@ -578,7 +577,7 @@ class Codec:
         else:
             import torch
 
-            from colazip.nn.exact import compiled_loops, expect_work
+            from colazip.nn.exact import compiled_loops
             from colazip.nn.threads import each
 
             network, run = model.context_encoder, each

@@ -12,9 +12,10 @@ from torch import Tensor
 from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
 from colazip.memory import BlockMemory, recall
-from colazip.nn.exact import compiled_loops, cumulative, expect_work
+from colazip.nn.exact import compiled_loops, cumulative
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
+from colazip.nn.worth import expect_work
 from colazip.side import Side
 
 _TOKENS_AT_ONCE = 8192  # on a CPU

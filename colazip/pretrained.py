@@ -19,12 +19,14 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
+from colazip.nn.worth import is_worth_loading
 from colazip.vectors import RowSums, SearchRows, pack_rows, unpack_nibbles
 
 if TYPE_CHECKING:
     import torch
 
     from colazip.cells import TokenCells
+    from colazip.nn.compiled import CompiledNetworks
     from colazip.nn.context import ContextEncoder
     from colazip.nn.dit import DiT
     from colazip.nn.entries import EntryDiT
@@ -90,6 +92,21 @@ class Model:
         from colazip.nn.quick import int8_product
 
         return PortableNetworks(self.config, self.tensors, int8_product)
+
+    @property
+    def compiled(self) -> CompiledNetworks | None:
+        """The same in compiled loops, for a few lanes; None while there is too little work for them, or where
+        they don't run."""
+        return self._compiled if is_worth_loading() else None
+
+    @cached_property
+    def _compiled(self) -> CompiledNetworks | None:
+        try:
+            from colazip.nn.compiled import CompiledNetworks, agrees
+
+            return CompiledNetworks(self.config, self.tensors) if agrees() else None
+        except Exception:  # whatever Numba raises, for instance where it finds no place for compiled code
+            return None
 
     @cached_property
     def rows(self) -> RowSums:

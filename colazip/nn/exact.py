@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
+from colazip.nn.worth import is_worth_loading
 
 _CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
 _operation_by_operation = False
-_WORTH_LOADING = 1 << 14  # tokens, 60 kB of text: then kernels have won back the half second of loading them
-_expected = 0  # tokens
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -148,15 +147,9 @@ def has_triton(device: torch.device) -> bool:
 def exact_kernels(device: torch.device) -> Any:
     """The module of kernels that exact layers use on a device without gradients; None without, or while a CPU
     has too little work for them."""
-    if _operation_by_operation or (_expected < _WORTH_LOADING and not has_triton(device)):
+    if _operation_by_operation or not (has_triton(device) or is_worth_loading()):
         return None
     return _exact_kernels(device)
-
-
-def expect_work(tokens: int) -> None:
-    """Tells that so many tokens will pass the networks: a CPU's kernels are loaded once that is worth it."""
-    global _expected
-    _expected += tokens
 
 
 @contextmanager

@@ -169,10 +169,9 @@ class ExactBlock(nn.Module):
 
     def step(self, x: Tensor, position: int, cache: StepCache) -> Tensor:
         """One position of the first n lanes: x [n, D] -> [n, D], equal to `forward` at that position."""
-        if (kernels := exact_kernels(x.device)) is not None:
-            q, k, v = (
-                part[:, :, 0] for part in kernels.project(x[:, None], self.qkv.q, self.qkv.scale, self.heads)
-            )
+        if self.qkv.weight is None and (kernels := exact_kernels(x.device)) is not None:
+            own = kernels.project(x[:, None], self.qkv.q, self.qkv.scale, self.heads)
+            q, k, v = (part[:, :, 0] for part in own)
             cache.put(position, k, v)
             mixed = kernels.attend_step(q, cache.key, cache.value, position + 1, self._factor(), self.slopes)
             return self._finish(x, mixed)

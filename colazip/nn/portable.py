@@ -436,8 +436,11 @@ class PortableNetworks:
         if self._side is not None:
             self._which = self._side.of[: len(previous), position]
             x = x + self._leaning[self._which]
-        x = self._stack.step(x, position, self._caches)
+        x = self._step(x, position)
         self._slots = self._patch_slots(x).reshape(len(x), self._patch, -1)
+
+    def _step(self, x: np.ndarray, position: int) -> np.ndarray:
+        return self._stack.step(x, position, self._caches)
 
     def follow(self, lane: int) -> None:
         """Make the state of all lanes that of `lane`."""
@@ -448,9 +451,22 @@ class PortableNetworks:
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
+        known = (kind > 0)[:, None].astype(_F)
+        h, judged = self._token_states(self._recall(history, guess, kind), self._slots[lanes, token])
+        self._states, self._guess = h, guess
+        classes = self._config.classes
+        self._bonus, logits = judged[:, :2] * known, judged[:, 2 : 2 + classes]
+        logits[np.arange(len(h)), self._readout.class_of[guess]] += self._bonus[:, 0]
+        if self._side is not None:
+            self._gates, self._asked = judged[:, 2 + classes :], self._which[lanes]
+            logits = logits + self._gates[:, :1] * self._alike.classes[self._asked]
+        return self._table(logits)
+
+    def _recall(self, history: np.ndarray, guess: np.ndarray, kind: np.ndarray) -> np.ndarray:
+        """Rows of the tokens before, of their n-grams, and of the memory's guess and its kind, [m, R]."""
         bigram, trigram = ngram_rows(history, self._config.ngram_rows)
         known = (kind > 0)[:, None].astype(_F)
-        recent = np.concatenate(
+        return np.concatenate(
             [
                 self._embed(history).reshape(len(history), -1),
                 self._bigrams(bigram),
@@ -460,26 +476,28 @@ class PortableNetworks:
             ],
             -1,
         )
-        h = self._slots[lanes, token] + self._recent(recent)
+
+    def _token_states(self, recent: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the tokens before say, [m, R], and the patch's states [m, L] -> states of the tokens [m, L]
+        and what is read off them at once."""
+        h = slots + self._recent(recent)
         for up, down in zip(self._ups, self._downs, strict=True):
             h = h + down(_square(up(h)))
-        self._states, self._guess = h, guess
-        judged = self._judge(h)
-        classes = self._config.classes
-        self._bonus, logits = judged[:, :2] * known, judged[:, 2 : 2 + classes]
-        logits[np.arange(len(h)), self._readout.class_of[guess]] += self._bonus[:, 0]
-        if self._side is not None:
-            self._gates, self._asked = judged[:, 2 + classes :], self._which[lanes]
-            logits = logits + self._gates[:, :1] * self._alike.classes[self._asked]
+        return h, self._judge(h)
+
+    def _slot_logits_of(self, classes: np.ndarray) -> np.ndarray:
+        return self._readout.slots(self._states, classes)
+
+    def _table(self, logits: np.ndarray) -> np.ndarray:
         return cumulative(logits)
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
-        logits = self._readout.slots(self._states, classes)
+        logits = self._slot_logits_of(classes)
         same = (self._readout.class_of[self._guess] == classes).astype(_F)
         logits[np.arange(len(classes)), self._readout.slot_of[self._guess]] += self._bonus[:, 1] * same
         if self._side is not None:
             logits = logits + self._gates[:, 1:] * self._alike.slots(self._asked, classes)
-        return cumulative(self._readout.gist_logits(logits, classes, self._detail))
+        return self._table(self._readout.gist_logits(logits, classes, self._detail))
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._readout.token_of[classes, slots]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from colazip.nn import agreement, cpu_exact, exact, loops
+from colazip.nn import agreement, cpu_exact, exact, loops, worth
 from colazip.nn.exact import (
     ExactEmbedding,
     ExactLinear,
@@ -30,7 +30,7 @@ from colazip.nn.layers import ExactBlock
 from tests.tiny_model import passages, tiny_codec, tiny_model
 
 CPU = torch.device("cpu")
-exact.expect_work(1 << 20)  # so that they are loaded
+worth.expect_work(1 << 20)  # so that they are loaded
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -66,8 +66,8 @@ def test_this_machine_has_them() -> None:
 
 
 def test_little_work_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "_expected", 0)
-    monkeypatch.setattr(exact, "_WORTH_LOADING", 300)
+    monkeypatch.setattr(worth, "_expected", 0)
+    monkeypatch.setattr(worth, "_WORTH_LOADING", 300)
     codec = tiny_codec()
     codec.encode_blocks([[b"a few words"]])
     assert exact_kernels(CPU) is None
@@ -199,10 +199,10 @@ def test_without_them_operations_run(
 
 INSPECT = """
 import re, sys, torch
-from colazip.nn import agreement, cpu_exact
+from colazip.nn import agreement, cpu_exact, exact_loops
 with torch.no_grad():
     assert agreement.agree(cpu_exact, torch.device("cpu"))
-for name, loop in sorted(vars(cpu_exact).items()):
+for name, loop in sorted(vars(exact_loops).items()):
     for code in loop.inspect_asm().values() if hasattr(loop, "inspect_asm") else ():
         print(name, *re.findall(r"\\bv?fn?m(?:add|sub)\\w*|\\bfml[as]\\w*|\\bv?rcp\\w*|\\bv?rsqrt\\w*", code))
 """
@@ -219,5 +219,5 @@ def test_no_sum_is_fused_with_a_product(tmp_path: Path) -> None:
         check=True,
     )
     found = [line.split() for line in done.stdout.splitlines()]
-    assert {"_quantize", "_weigh", "_cumulative", "_attend_step"} <= {name for name, *_ in found}
+    assert {"quantize_rows", "weigh", "cumulative", "attend_step"} <= {name for name, *_ in found}
     assert [line for line in found if len(line) > 1] == []
