@@ -65,7 +65,7 @@ def encoders(model: Path | None, *, few: bool) -> Iterator[tuple[str, Make]]:
     """(how, what makes the codec) of every way to encode; it stays set until the next one is asked for."""
     import torch
 
-    from colazip.nn.exact import operation_by_operation
+    from colazip.nn.loading import operation_by_operation
 
     make = partial(Codec.from_pretrained, model)
     threads = torch.get_num_threads()

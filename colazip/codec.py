@@ -42,7 +42,7 @@ from colazip.layers import (
     Span,
     in_batches,
 )
-from colazip.nn.worth import expect_work
+from colazip.nn.loading import compiled_loops, expect_work
 from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
@@ -565,6 +565,9 @@ class Codec:
     def _pool(self, lanes: Lanes, table: np.ndarray, context: bool) -> list[np.ndarray]:
         """Search summands of the patches of every lane, float64 [P, D], of the tokens int64 [L, T]."""
         texts = [table[i, :n] for i, n in enumerate(lanes.count)]
+        expect_work(int(lanes.count.sum()))
+        if (loops := compiled_loops()) is not None:
+            self.model.rows.adding = loops.ADDING
         if self.model.config.search_encoder is None or not context:
             return [self.model.rows.patches(tokens, self._patch) for tokens in texts]
         model = self.model
@@ -575,15 +578,9 @@ class Codec:
         elif sum(map(len, texts)) < _MANY_TOKENS:
             network = model.quick_encoder
         else:
-            import torch
-
-            from colazip.nn.exact import compiled_loops
             from colazip.nn.threads import each
 
             network, run = model.context_encoder, each
-            expect_work(sum(map(len, texts)))
-            if (loops := compiled_loops(torch.device("cpu"))) is not None:
-                model.rows.adding = loops.ADDING
         assert network is not None
         return summands(model.rows, network, texts, self._patch, run)
 

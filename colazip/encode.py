@@ -12,10 +12,10 @@ from torch import Tensor
 from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
 from colazip.memory import BlockMemory, recall
-from colazip.nn.exact import compiled_loops, cumulative
+from colazip.nn.exact import cumulative
+from colazip.nn.loading import compiled_loops, expect_work
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
-from colazip.nn.worth import expect_work
 from colazip.side import Side
 
 _TOKENS_AT_ONCE = 8192  # on a CPU
@@ -59,7 +59,7 @@ class LaneEncoder:
         memory. exact: whether the exact layer is wanted. side: what lanes are coded given, if anything."""
         named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
         expect_work(int(lanes.count.sum()))
-        loops = compiled_loops(self._device)
+        loops = compiled_loops()
         memories = BlockMemory if loops is None else loops.LoopMemory
         guesses = np.stack(recall(named, lanes.block, lanes.count, memories))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
-from colazip.nn.worth import is_worth_loading
+from colazip.nn.loading import is_worth_loading
 from colazip.vectors import RowSums, SearchRows, pack_rows, unpack_nibbles
 
 if TYPE_CHECKING:

@@ -10,24 +10,18 @@ Training runs the same forward pass; gradients go straight through the rounding,
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, GRID, MAX_K, PRECISION, TABLE_STEPS
-from colazip.nn.worth import is_worth_loading
+from colazip.nn.loading import is_compared, is_worth_loading, load_kernels
 
 _CACHED = 1 << 18  # float32 numbers that several operations in a row find in the cache of a core
-_operation_by_operation = False
 _READOUT_ROWS = 1 << 14  # rows whose products with the matrices of all classes are in memory at once
 
 
@@ -126,19 +120,6 @@ def _inverse_rms(q: Tensor) -> Tensor:
     return torch.sqrt(_divide(squares, q.shape[-1]).double()).float().reciprocal()
 
 
-def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> ModuleType | None:
-    """A module of compiled kernels; None where they don't run or give other bits, which is said.
-    works: tries them out."""
-    try:
-        kernels = importlib.import_module(module)
-        reason = "" if works(kernels) else "they differ on this device"
-    except Exception as error:  # whatever Triton raises, where there is no C compiler for instance
-        reason = type(error).__name__
-    if reason:
-        print(f"{without} ({reason})", file=sys.stderr)
-    return None if reason else kernels
-
-
 def has_triton(device: torch.device) -> bool:
     """Whether Triton's kernels may run on a device: a GPU, or any with its interpreter."""
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
@@ -147,20 +128,8 @@ def has_triton(device: torch.device) -> bool:
 def exact_kernels(device: torch.device) -> Any:
     """The module of kernels that exact layers use on a device without gradients; None without, or while a CPU
     has too little work for them."""
-    if _operation_by_operation or not (has_triton(device) or is_worth_loading()):
-        return None
-    return _exact_kernels(device)
-
-
-@contextmanager
-def operation_by_operation() -> Iterator[None]:
-    """Without those kernels, in all threads: to compare with."""
-    global _operation_by_operation
-    before, _operation_by_operation = _operation_by_operation, True
-    try:
-        yield
-    finally:
-        _operation_by_operation = before
+    wanted = not is_compared() if has_triton(device) else is_worth_loading()
+    return _exact_kernels(device) if wanted else None
 
 
 @lru_cache(maxsize=8)
@@ -172,13 +141,6 @@ def _exact_kernels(device: torch.device) -> Any:
         return load_kernels(
             name, lambda kernels: agree(kernels, device), "exact layers without fused kernels"
         )
-
-
-def compiled_loops(device: torch.device) -> Any:
-    """The module of what stands around exact layers on a CPU in compiled loops; None where they are not."""
-    if has_triton(device) or exact_kernels(device) is None:
-        return None
-    return importlib.import_module("colazip.nn.loops")
 
 
 @lru_cache(maxsize=8)

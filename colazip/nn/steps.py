@@ -13,7 +13,8 @@ from torch import Tensor
 from colazip.entropy import StreamDecoder
 from colazip.memory import BlockMemory
 from colazip.names import TokenNames
-from colazip.nn.exact import compiled_loops, cumulative, has_triton, load_kernels
+from colazip.nn.exact import cumulative, has_triton
+from colazip.nn.loading import compiled_loops, load_kernels
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
 
@@ -119,11 +120,11 @@ class TorchNetworks:
         return at < self._tensor(counts)[:, None, None]
 
     def streams(self, streams: Sequence[bytes]) -> StreamDecoder:
-        loops = compiled_loops(self.device)
+        loops = compiled_loops()
         return StreamDecoder(streams) if loops is None else loops.LoopStreams(streams)
 
     def memory(self, blocks: int) -> BlockMemory:
-        loops = compiled_loops(self.device)
+        loops = compiled_loops()
         return BlockMemory(blocks) if loops is None else loops.LoopMemory(blocks)
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:

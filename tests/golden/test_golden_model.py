@@ -17,6 +17,7 @@ from colazip.codec import Codec
 from colazip.errors import FormatError, ModelMismatchError
 from colazip.layers import GIST, LAYERS, PLAIN, SEARCH
 from colazip.nn import exact
+from colazip.nn.loading import operation_by_operation
 from tests.golden.make_model_v3 import (
     ARCHIVE,
     BLOBS,
@@ -71,7 +72,7 @@ def with_numpy_products() -> Iterator[None]:
 
     exact.integer_product = product
     try:
-        with exact.operation_by_operation():
+        with operation_by_operation():
             yield
     finally:
         exact.integer_product = kept
@@ -81,7 +82,7 @@ def with_numpy_products() -> Iterator[None]:
     "arithmetic",
     [
         as_is,
-        exact.operation_by_operation,
+        operation_by_operation,
         without_the_int8_kernel,
         with_reduced_precision,
         with_numpy_products,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from colazip.codec import Codec
-from colazip.nn import compiled, worth
+from colazip.nn import compiled, loading
 from colazip.nn.compiled import CompiledNetworks
 from colazip.nn.portable import PortableNetworks
 from colazip.pretrained import load
@@ -19,7 +19,7 @@ from tests.tiny_model import passages, tiny_codec, tiny_folder, tiny_model
 
 @pytest.fixture
 def much_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worth, "_expected", 1 << 20)
+    monkeypatch.setattr(loading, "_expected", 1 << 20)
 
 
 @pytest.mark.parametrize("conditional", [True, False])
@@ -75,15 +75,15 @@ def test_the_model_of_the_package(much_work: None) -> None:
 
 
 def test_they_come_with_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worth, "_expected", 0)
-    monkeypatch.setattr(worth, "_WORTH_LOADING", 1000)
+    monkeypatch.setattr(loading, "_expected", 0)
+    monkeypatch.setattr(loading, "_WORTH_LOADING", 1000)
     model = load(tiny_folder())
     codec = Codec(model)
     text = passages()[1].encode()
     (blob,) = tiny_codec().encode([text])
-    worth._expected = 0
+    loading._expected = 0
     assert codec.decode([blob]) == [text] and model.compiled is None
-    while not worth.is_worth_loading():
+    while not loading.is_worth_loading():
         assert codec.decode([blob]) == [text]
     assert codec.decode([blob]) == [text] and model.compiled is not None
 
@@ -102,8 +102,8 @@ def test_without_them(much_work: None, monkeypatch: pytest.MonkeyPatch, what: st
 def test_they_need_no_torch() -> None:
     (blob,) = tiny_codec().encode([passages()[0]])
     script = (
-        "import sys; from colazip.codec import Codec; from colazip.nn import worth\n"
-        f"worth.expect_work(1 << 20); codec = Codec.from_pretrained({str(tiny_folder())!r})\n"
+        "import sys; from colazip.codec import Codec; from colazip.nn import loading\n"
+        f"loading.expect_work(1 << 20); codec = Codec.from_pretrained({str(tiny_folder())!r})\n"
         "text = codec.decode([sys.stdin.buffer.read()])[0]\n"
         "assert codec.model.compiled is not None and 'torch' not in sys.modules\n"
         "sys.stdout.buffer.write(text)"

@@ -16,21 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from colazip.nn import agreement, cpu_exact, exact, loops, worth
+from colazip.nn import agreement, cpu_exact, exact, loading, loops
 from colazip.nn.exact import (
     ExactEmbedding,
     ExactLinear,
     ExactReadout,
     exact_kernels,
     exact_mlp,
-    operation_by_operation,
     quantize_rows,
 )
 from colazip.nn.layers import ExactBlock
+from colazip.nn.loading import operation_by_operation
 from tests.tiny_model import passages, tiny_codec, tiny_model
 
 CPU = torch.device("cpu")
-worth.expect_work(1 << 20)  # so that they are loaded
+loading.expect_work(1 << 20)  # so that they are loaded
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -61,13 +61,13 @@ def test_this_machine_has_them() -> None:
         assert exact_kernels(CPU) is None
         with operation_by_operation():
             pass
-        assert exact_kernels(CPU) is None and exact.compiled_loops(CPU) is None
-    assert exact_kernels(CPU) is cpu_exact and exact.compiled_loops(CPU) is loops
+        assert exact_kernels(CPU) is None and loading.compiled_loops() is None
+    assert exact_kernels(CPU) is cpu_exact and loading.compiled_loops() is loops
 
 
 def test_little_work_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worth, "_expected", 0)
-    monkeypatch.setattr(worth, "_WORTH_LOADING", 300)
+    monkeypatch.setattr(loading, "_expected", 0)
+    monkeypatch.setattr(loading, "_WORTH_LOADING", 300)
     codec = tiny_codec()
     codec.encode_blocks([[b"a few words"]])
     assert exact_kernels(CPU) is None
@@ -174,9 +174,11 @@ def test_the_codec_writes_and_reads_the_same() -> None:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """Kernels are tried again, now and afterwards."""
-    exact._exact_kernels.cache_clear()
+    for kept in (exact._exact_kernels, loading._loops):
+        kept.cache_clear()
     yield
-    exact._exact_kernels.cache_clear()
+    for kept in (exact._exact_kernels, loading._loops):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("what", ["differ", "missing"])
@@ -190,7 +192,7 @@ def test_without_them_operations_run(
         def missing(name: str) -> None:
             raise ModuleNotFoundError(name)
 
-        monkeypatch.setattr(exact.importlib, "import_module", missing)
+        monkeypatch.setattr(loading.importlib, "import_module", missing)
     assert exact_kernels(CPU) is None and exact_kernels(CPU) is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "without fused kernels" in said

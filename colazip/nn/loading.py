@@ -1,0 +1,71 @@
+"""When and how compiled code is loaded. No torch, no Numba.
+
+It changes no bit of any result. Loading it takes about half a second, or a few where it has to be compiled
+first, so a CPU's is loaded once there is work enough.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+_WORTH_LOADING = 1 << 14  # tokens, 60 kB of text: then the time of loading is won back
+_expected = 0  # tokens
+_operation_by_operation = False
+
+
+def expect_work(tokens: int) -> None:
+    """Tells that so many tokens are about to pass the networks."""
+    global _expected
+    _expected += tokens
+
+
+def is_worth_loading() -> bool:
+    """Whether a CPU should have compiled code by now."""
+    return _expected >= _WORTH_LOADING and not _operation_by_operation
+
+
+def is_compared() -> bool:
+    """Whether no device should have any, within `operation_by_operation`."""
+    return _operation_by_operation
+
+
+@contextmanager
+def operation_by_operation() -> Iterator[None]:
+    """Without compiled code, in all threads: to compare with."""
+    global _operation_by_operation
+    before, _operation_by_operation = _operation_by_operation, True
+    try:
+        yield
+    finally:
+        _operation_by_operation = before
+
+
+def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> ModuleType | None:
+    """A module of compiled code; None where it doesn't run or gives other bits, which is said. works: tries it
+    out."""
+    try:
+        kernels = importlib.import_module(module)
+        reason = "" if works(kernels) else "they differ on this device"
+    except (
+        Exception
+    ) as error:  # whatever Triton raises without a C compiler, Numba with no place for its cache
+        reason = type(error).__name__
+    if reason:
+        print(f"{without} ({reason})", file=sys.stderr)
+    return None if reason else kernels
+
+
+def compiled_loops() -> Any:
+    """`colazip.nn.loops`, what a CPU does around the networks; None without."""
+    return _loops() if is_worth_loading() else None
+
+
+@lru_cache(maxsize=1)
+def _loops() -> Any:
+    return load_kernels("colazip.nn.loops", lambda loops: True, "streams and memories without compiled loops")
