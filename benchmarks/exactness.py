@@ -65,7 +65,9 @@ def encoders(model: Path | None, *, few: bool) -> Iterator[tuple[str, Make]]:
     """(how, what makes the codec) of every way to encode; it stays set until the next one is asked for."""
     import torch
 
-    from colazip.nn.loading import operation_by_operation
+    from colazip.nn.loading import expect_work, operation_by_operation
+
+    expect_work(1 << 20)  # so that kernels are loaded
 
     make = partial(Codec.from_pretrained, model)
     threads = torch.get_num_threads()
@@ -96,6 +98,7 @@ def decoders(model: Path | None) -> Iterator[tuple[str, Codec]]:
 
     yield "NumPy alone", Codec.from_pretrained(model, implementation="numpy")
     yield "torch on the CPU", Codec.from_pretrained(model, implementation="torch")
+    yield "what the codec chooses, compiled loops for a few lanes", Codec.from_pretrained(model)
     if torch.cuda.is_available():
         yield f"torch on {torch.cuda.get_device_name()}", Codec.from_pretrained(model, device="cuda")
 

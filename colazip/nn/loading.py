@@ -47,8 +47,8 @@ def operation_by_operation() -> Iterator[None]:
 
 
 def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> ModuleType | None:
-    """A module of compiled code; None where it doesn't run or gives other bits, which is said. works: tries it
-    out."""
+    """A module of compiled code; None where it doesn't run or gives other bits, which is said. works: tries
+    it out."""
     try:
         kernels = importlib.import_module(module)
         reason = "" if works(kernels) else "they differ on this device"

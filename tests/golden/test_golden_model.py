@@ -16,7 +16,7 @@ from colazip import Archive
 from colazip.codec import Codec
 from colazip.errors import FormatError, ModelMismatchError
 from colazip.layers import GIST, LAYERS, PLAIN, SEARCH
-from colazip.nn import exact
+from colazip.nn import exact, loading
 from colazip.nn.loading import operation_by_operation
 from tests.golden.make_model_v3 import (
     ARCHIVE,
@@ -37,6 +37,17 @@ OLD = pytest.mark.parametrize("version, model", [(1, "85930d7e"), (2, "7952d55e"
 @contextmanager
 def as_is() -> Iterator[None]:
     yield
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """In loops for the CPU at hand, as if there had been much work before."""
+    before, loading._expected = loading._expected, 1 << 20
+    try:
+        assert exact.exact_kernels(torch.device("cpu")) is not None and loading.compiled_loops() is not None
+        yield
+    finally:
+        loading._expected = before
 
 
 @contextmanager
@@ -82,6 +93,7 @@ def with_numpy_products() -> Iterator[None]:
     "arithmetic",
     [
         as_is,
+        compiled,
         operation_by_operation,
         without_the_int8_kernel,
         with_reduced_precision,
