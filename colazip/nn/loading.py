@@ -52,9 +52,8 @@ def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> Mod
     try:
         kernels = importlib.import_module(module)
         reason = "" if works(kernels) else "they differ on this device"
-    except (
-        Exception
-    ) as error:  # whatever Triton raises without a C compiler, Numba with no place for its cache
+    except Exception as error:
+        # Whatever it is: Triton without a C compiler, Numba without a place to keep what it compiled.
         reason = type(error).__name__
     if reason:
         print(f"{without} ({reason})", file=sys.stderr)
