@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -44,6 +46,7 @@ from colazip.version import __version__
 # A group is closed after so many blocks where a block ends with a record; after twice as many, in any case.
 GROUP_BLOCKS = 64
 GROUP_ROW_BYTES = 16 << 20  # rough size of the ids and metadata of a group
+_HELD_ROW_BYTES = 64 << 20  # the same of all groups whose blocks wait to be coded
 MAX_ROW_BYTES = 32 << 20  # of one record; a table of one such group stays below what a reader accepts
 
 _MAX_SOURCE_BYTES = 1 << 20
@@ -73,7 +76,7 @@ def pack(
         gatherer = _Gatherer(container, codec, layers, preset, batch_blocks, progress)
         for record in records:
             gatherer.add(record)
-        gatherer.close_group()
+        gatherer.finish()
         container.finish(
             Manifest(
                 writer=__version__,
@@ -133,8 +136,30 @@ class Container:
         self._file.commit()
 
 
+@dataclass
+class _Rows:
+    """A group that is not written yet: its rows, and as many of its blocks as are coded.
+
+    first: the ordinal of its first record; row_bytes: what ids and metadata take, roughly; offsets: of each
+    block's first part in that part's record; full: no record is added any more.
+    """
+
+    first: int
+    ids: list[str | None] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    metadata: list[Mapping[str, Any]] = field(default_factory=list)
+    row_bytes: int = 0
+    offsets: list[int] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    text_crcs: list[int] = field(default_factory=list)
+    full: bool = False
+
+
 class _Gatherer:
-    """Collects records into blocks and groups, and hands them on as soon as they are full."""
+    """Collects records into blocks and groups, and hands them on as soon as they are full.
+
+    Blocks are coded in batches that may reach across groups, groups are written in order.
+    """
 
     def __init__(
         self,
@@ -157,18 +182,8 @@ class _Gatherer:
         self._open: list[bytes] = []  # parts of the block that is being filled
         self._open_bytes = 0
         self._open_offset = 0  # of its first part in that part's record
-        self._waiting: list[list[bytes]] = []  # full blocks, not coded yet
-        self._new_group()
-
-    def _new_group(self) -> None:
-        self._first = self.records
-        self._ids: list[str | None] = []
-        self._parts: list[int] = []
-        self._metadata: list[Mapping[str, Any]] = []
-        self._row_bytes = 0
-        self._blocks: list[Block] = []
-        self._text_crcs: list[int] = []
-        self._offsets: list[int] = []
+        self._waiting: list[tuple[_Rows, list[bytes]]] = []  # full blocks, not coded yet
+        self._groups = deque([_Rows(0)])  # not written yet; the last one takes records
 
     def add(self, item: Record | str | bytes) -> None:
         """Take one more record. It is all in one group, so groups can be read, copied and checked alone."""
@@ -179,14 +194,14 @@ class _Gatherer:
                 f"record {self.records}: id and metadata take {row_bytes} bytes; {MAX_ROW_BYTES} fit"
             )
         parts = self._codec.split(record.data)
-        blocks = len(self._blocks) + len(self._waiting)
+        blocks = len(self._groups[-1].offsets)
         block_ends = bool(self._open) and not self._fits(parts[0])
         if (
             (block_ends and blocks + 1 >= GROUP_BLOCKS)
             or blocks >= 2 * GROUP_BLOCKS
-            or self._row_bytes > GROUP_ROW_BYTES
+            or self._groups[-1].row_bytes > GROUP_ROW_BYTES
         ):
-            self.close_group()
+            self._end_group()
         offset = 0
         for part in parts:
             if self._open and not self._fits(part):
@@ -196,54 +211,72 @@ class _Gatherer:
             self._open.append(part)
             self._open_bytes += len(part)
             offset += len(part)
-        self._ids.append(None if record.id == str(self.records) else record.id)
-        self._parts.append(len(parts))
-        self._metadata.append(record.metadata)
-        self._row_bytes += row_bytes
+        group = self._groups[-1]
+        group.ids.append(None if record.id == str(self.records) else record.id)
+        group.parts.append(len(parts))
+        group.metadata.append(record.metadata)
+        group.row_bytes += row_bytes
         self.records += 1
         self.text_bytes += len(record.data)
 
-    def close_group(self) -> None:
-        """Code what is left and write the group, if there is one."""
-        self._end_block()
-        self._code()
-        if not self._parts:
-            return
-        named = self._known_ids.add(self._ids, self._first)
-        for layer in (*LAYERS, PLAIN):
-            if any(layer in block.layers for block in self._blocks):
-                self._container.add_section(
-                    layer, (block.layers[layer] for block in self._blocks if layer in block.layers)
-                )
-        crcs = self._text_crcs if holds_text(self._layers) else None
-        table = dump_blocks(self._blocks, crcs, self._offsets)
-        self._container.add_section(BLOCKS, [table])
-        rows = dump_rows(self._ids, self._parts, self._metadata)
-        if rows is not None:
-            self._container.add_section(ROWS, [rows])
-        self._container.end_group(len(self._parts), sum(self._parts), len(self._blocks), named)
-        self._new_group()
+    def finish(self) -> None:
+        """Code and write what is left."""
+        self._end_group()
+        self._code(len(self._waiting))
 
     def _fits(self, part: bytes) -> bool:
         return len(self._open) < BLOCK_PARTS and self._open_bytes + len(part) <= BLOCK_BYTES
 
+    def _end_group(self) -> None:
+        self._end_block()
+        if self._groups[-1].parts:
+            self._groups[-1].full = True
+            self._groups.append(_Rows(self.records))
+            self._write()
+            if sum(group.row_bytes for group in self._groups) > _HELD_ROW_BYTES:
+                self._code(len(self._waiting))
+
     def _end_block(self) -> None:
         if not self._open:
             return
-        self._waiting.append(self._open)
-        self._offsets.append(self._open_offset)
+        self._waiting.append((self._groups[-1], self._open))
+        self._groups[-1].offsets.append(self._open_offset)
         self._open, self._open_bytes = [], 0
-        if len(self._waiting) >= self._batch_blocks:
-            self._code()
+        # A few more than a batch, so that the last batch is not a short one (`layers.in_batches`).
+        if len(self._waiting) > self._batch_blocks + self._batch_blocks // 4:
+            self._code(self._batch_blocks)
 
-    def _code(self) -> None:
-        if not self._waiting:
+    def _code(self, count: int) -> None:
+        """Code the first blocks that wait, and write the groups that have all of theirs."""
+        if not count:
             return
-        self._blocks += self._codec.encode_blocks(self._waiting, self._layers, self._preset)
-        self._text_crcs += map(text_crc, self._waiting)
-        self._waiting = []
+        some, self._waiting = self._waiting[:count], self._waiting[count:]
+        blocks = self._codec.encode_blocks([parts for _, parts in some], self._layers, self._preset)
+        for (group, parts), block in zip(some, blocks, strict=True):
+            group.blocks.append(block)
+            group.text_crcs.append(text_crc(parts))
+        self._write()
         if self._progress is not None:
             self._progress(self.records, self.text_bytes)
+
+    def _write(self) -> None:
+        while self._groups[0].full and len(self._groups[0].blocks) == len(self._groups[0].offsets):
+            self._write_group(self._groups.popleft())
+
+    def _write_group(self, group: _Rows) -> None:
+        named = self._known_ids.add(group.ids, group.first)
+        for layer in (*LAYERS, PLAIN):
+            if any(layer in block.layers for block in group.blocks):
+                self._container.add_section(
+                    layer, (block.layers[layer] for block in group.blocks if layer in block.layers)
+                )
+        crcs = group.text_crcs if holds_text(self._layers) else None
+        table = dump_blocks(group.blocks, crcs, group.offsets)
+        self._container.add_section(BLOCKS, [table])
+        rows = dump_rows(group.ids, group.parts, group.metadata)
+        if rows is not None:
+            self._container.add_section(ROWS, [rows])
+        self._container.end_group(len(group.parts), sum(group.parts), len(group.blocks), named)
 
 
 class _KnownIds:

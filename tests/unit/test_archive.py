@@ -9,8 +9,10 @@ import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +31,7 @@ from colazip.errors import (
     RecordNotFoundError,
     UsageError,
 )
-from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH
+from colazip.layers import BLOCK_BYTES, EXACT, GIST, LAYERS, PLAIN, SEARCH, Block, in_batches
 from colazip.presets import BALANCED, FAST
 from tests.plain_codec import PlainCodec
 
@@ -131,6 +133,54 @@ def test_blocks_of_several_groups_are_read_together(
         assert list(archive) == records
         assert [id for id, _ in archive.gists()] == [record.id for record in records]
         assert archive.get("long") == b"q" * 150_000
+
+
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_batches_take_in_a_short_tail(count: int, most: int) -> None:
+    batches = list(in_batches(iter(range(count)), most))
+    assert [item for batch in batches for item in batch] == list(range(count))
+    assert all(len(batch) == most for batch in batches[:-1])
+    assert not batches or 1 <= len(batches[-1]) <= most + most // 4
+    assert len(batches) < 2 or len(batches[-1]) > most // 4 or most < 4
+
+
+class Counting(PlainCodec):
+    """Notes how many blocks each call has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def encode_blocks(self, blocks: Sequence[Sequence[bytes]], *arguments: Any) -> list[Block]:
+        self.calls.append(len(blocks))
+        return super().encode_blocks(blocks, *arguments)
+
+
+def test_blocks_of_several_groups_are_coded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colazip.archive.writer.GROUP_BLOCKS", 2)
+    records = many(30, 40_000)  # a block each
+    for name, batch, calls in (
+        ("one", 1, [1] * 30),
+        ("some", 8, [8, 8, 8, 6]),
+        ("last", 14, [14, 16]),
+        ("all", 99, [30]),
+    ):
+        codec = Counting()
+        Archive.pack(tmp_path / name, iter(records), codec=codec, batch_blocks=batch)
+        assert codec.calls == calls
+        assert (tmp_path / name).read_bytes() == (tmp_path / "one").read_bytes()
+    with Archive(tmp_path / "all", CODEC) as archive:
+        assert len(archive.manifest.groups) == 15 and list(archive) == records
+
+
+def test_rows_do_not_pile_up_behind_blocks_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colazip.archive.writer.GROUP_ROW_BYTES", 10_000)
+    monkeypatch.setattr("colazip.archive.writer._HELD_ROW_BYTES", 30_000)
+    codec, records = Counting(), [Record(b"x", None, {"n": "y" * 4000}) for _ in range(60)]
+    Archive.pack(tmp_path / "a.cola", iter(records), codec=codec, batch_blocks=1000)
+    assert len(codec.calls) > 4 and max(codec.calls) < 5
+    with Archive(tmp_path / "a.cola", CODEC) as archive:
+        assert [record.metadata for record in archive] == [record.metadata for record in records]
 
 
 def test_a_record_is_in_one_group(tmp_path: Path) -> None:
