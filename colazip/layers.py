@@ -31,13 +31,13 @@ BLOCK_PARTS = 4096  # parts of a block at most: empty and tiny ones would never 
 
 
 Span = tuple[int, int]  # first byte, end
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def in_batches(items: Iterable[T], most: int) -> Iterator[list[T]]:
+def in_batches(items: Iterable[_T], most: int) -> Iterator[list[_T]]:
     """Lists of `most` items; the last one takes up to a quarter more, as a few by themselves take long."""
     left, room = iter(items), most + most // 4
-    batch: list[T] = []
+    batch: list[_T] = []
     while batch := [*batch, *islice(left, room + 1 - len(batch))]:
         end = len(batch) if len(batch) <= room else most
         yield batch[:end]

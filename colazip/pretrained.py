@@ -19,7 +19,7 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
-from colazip.nn.loading import is_worth_loading
+from colazip.nn.loading import announced, is_worth_loading
 from colazip.vectors import RowSums, SearchRows, pack_rows, unpack_nibbles
 
 if TYPE_CHECKING:
@@ -102,9 +102,10 @@ class Model:
     @cached_property
     def _compiled(self) -> CompiledNetworks | None:
         try:
-            from colazip.nn.compiled import CompiledNetworks, agrees
+            with announced():
+                from colazip.nn.compiled import CompiledNetworks, agrees
 
-            return CompiledNetworks(self.config, self.tensors) if agrees() else None
+                return CompiledNetworks(self.config, self.tensors) if agrees() else None
         except Exception:  # whatever Numba raises, for instance where it finds no place for compiled code
             return None
 

@@ -10,22 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from colazip.config import ModelConfig
+from colazip.config import ModelConfig, StackConfig
 from colazip.entropy import StreamDecoder
-from colazip.memory import BlockMemory
+from colazip.memory import KINDS, BlockMemory
 from colazip.nn import portable
-from colazip.nn.exact_loops import (
-    activate,
-    attend_step,
-    cumulative,
-    multiply,
-    pick_rows,
-    project,
-    quantize_rows,
-    scale_rows,
-)
+from colazip.nn.exact_loops import advance, cumulative, judge_tokens, multiply, recall_rows, slot_logits
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, TABLE_STEPS, alibi_slopes
-from colazip.nn.loops import LoopMemory, LoopStreams, loop
+from colazip.nn.loops import LoopMemory, LoopStreams
+from colazip.nn.shapes import coding_shapes
 from colazip.side import Side
 
 _F = np.float32
@@ -47,101 +39,6 @@ def loop_product(weight: np.ndarray) -> portable.Product:
         return found.astype(_F)
 
     return product
-
-
-@loop
-def _linear(x, weight, scale, norm, y):  # type: ignore[no-untyped-def]
-    """y = W x, or W (x / rms(x)): [n, K] -> [n, M]."""
-    q, factor = np.empty(x.shape, np.int8), np.empty(len(x), np.float32)
-    product = np.empty(y.shape, np.int32)
-    quantize_rows(x, q, factor, norm)
-    multiply(q, weight, product)
-    scale_rows(product, factor, scale, y)
-
-
-@loop
-def _add_mlp(x, up, up_scale, down, down_scale):  # type: ignore[no-untyped-def]
-    """x + down(relu(up(x)) ** 2), in place: [n, D]."""
-    q, factor, inner_scale = (
-        np.empty(x.shape, np.int8),
-        np.empty(len(x), np.float32),
-        np.empty(len(x), np.float32),
-    )
-    product, back = np.empty((len(x), len(up)), np.int32), np.empty(x.shape, np.int32)
-    inner, added = np.empty(product.shape, np.int8), np.empty(x.shape, np.float32)
-    quantize_rows(x, q, factor, True)
-    multiply(q, up, product)
-    activate(product, factor, up_scale, inner, inner_scale)
-    multiply(inner, down, back)
-    scale_rows(back, inner_scale, down_scale, added)
-    x += added
-
-
-@loop
-def _advance(x, position, keys, values, qkv, out, up, down, scales, factor, slopes, table):  # type: ignore[no-untyped-def]
-    """A position of all blocks of a stack: x [n, D], in place. keys, values: int8 [blocks, lanes, H, room,
-    W]; matrices of all blocks [blocks, ...], and their scales in the same order."""
-    lanes, width = x.shape
-    heads, size = keys.shape[2], keys.shape[4]
-    qkv_scale, out_scale, up_scale, down_scale = scales
-    q, by = np.empty(x.shape, np.int8), np.empty(lanes, np.float32)
-    product, query = np.empty((lanes, 3 * width), np.int32), np.empty((lanes, heads, size), np.int8)
-    mixed, added = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
-    own = query.reshape(lanes, heads, 1, size)
-    for i in range(len(keys)):
-        quantize_rows(x, q, by, True)
-        multiply(q, qkv[i], product)
-        here = slice(position, position + 1)
-        project(product, by, qkv_scale[i], 0, own, keys[i, :lanes, :, here], values[i, :lanes, :, here])
-        attend_step(query, keys[i], values[i], position + 1, factor[i], slopes, table, mixed)
-        _linear(mixed, out[i], out_scale[i], False, added)
-        x += added
-        _add_mlp(x, up[i], up_scale[i], down[i], down_scale[i])
-
-
-@loop
-def _row(table, scale, index, y):  # type: ignore[no-untyped-def]
-    for j in range(table.shape[1]):
-        y[j] = np.float32(table[index, j]) * scale[index]
-
-
-@loop
-def _recall(history, guess, kind, tables, scales, recent):  # type: ignore[no-untyped-def]
-    """As `PortableNetworks._recall`; tables and scales: of tokens, bigrams, trigrams, kinds."""
-    width, narrow, count = tables[0].shape[1], tables[1].shape[1], len(tables[1])
-    for i in range(len(history)):
-        out = recent[i]
-        for k in range(3):
-            _row(tables[0], scales[0], history[i, k], out[k * width :])
-        one, two, three = history[i, 0], history[i, 1], history[i, 2]
-        bigram = (one * 40503 + two * 30011 + 7) % count  # as `grid.ngram_rows`
-        trigram = (one * 40503 + two * 30011 + three * 52711 + 11) % count
-        _row(tables[1], scales[1], bigram, out[3 * width :])
-        _row(tables[2], scales[2], trigram, out[3 * width + narrow :])
-        at = 3 * width + 2 * narrow
-        if kind[i] > 0:
-            _row(tables[0], scales[0], guess[i], out[at:])
-        else:
-            out[at : at + width] = 0.0
-        _row(tables[3], scales[3], kind[i], out[at + width :])
-
-
-@loop
-def _judge(recent, slots, enter, enter_scale, ups, downs, scales, judge, judge_scale, states, judged):  # type: ignore[no-untyped-def]
-    """What the tokens before say, [n, R], and the patch's states [n, L] -> states of the tokens [n, L] and
-    what `judge` makes of them [n, J]."""
-    _linear(recent, enter, enter_scale, False, states)
-    states += slots
-    for i in range(len(ups)):
-        _add_mlp(states, ups[i], scales[0][i], downs[i], scales[1][i])
-    _linear(states, judge, judge_scale, True, judged)
-
-
-@loop
-def _slot_logits(states, weights, scale, classes, logits):  # type: ignore[no-untyped-def]
-    q, factor = np.empty(states.shape, np.int8), np.empty(len(states), np.float32)
-    quantize_rows(states, q, factor, True)
-    pick_rows(q, weights, factor, classes, scale, True, logits)
 
 
 def table(logits: np.ndarray) -> np.ndarray:
@@ -173,7 +70,7 @@ class CompiledNetworks(portable.PortableNetworks):
         self._stacked = qkv.q, out.q, up.q, down.q, (qkv.scale, out.scale, up.scale, down.scale)
         temperature = np.stack([tensors[f"{block}.temperature"] for block in blocks])
         # A power of two is multiplied last: it rounds nothing.
-        self._factor = temperature * _F(1e-4) * _F(TABLE_STEPS)
+        self._factor = temperature * portable.TEMPERATURE_UNIT * _F(TABLE_STEPS)
         self._slopes = alibi_slopes(shape.heads)
         ups, downs = (_Matrices(tensors, [f"{coder}.{n}.{i}" for i in range(2)]) for n in ("ups", "downs"))
         judges = [f"{coder}.trust", "vae.readout.classes"] + [f"{coder}.heed"] * bool(config.conditional)
@@ -213,7 +110,7 @@ class CompiledNetworks(portable.PortableNetworks):
             self._keys, self._values = (
                 np.concatenate([old, np.zeros_like(old)], 3) for old in (self._keys, self._values)
             )
-        _advance(
+        advance(
             x, position, self._keys, self._values, *self._stacked, self._factor, self._slopes, ATTENTION_TABLE
         )
         return x
@@ -225,18 +122,18 @@ class CompiledNetworks(portable.PortableNetworks):
 
     def _recall(self, history: np.ndarray, guess: np.ndarray, kind: np.ndarray) -> np.ndarray:
         recent = np.empty((len(guess), self._token_nets[0].shape[1]), _F)
-        _recall(history, guess, kind, *self._tables, recent)
+        recall_rows(history, guess, kind, *self._tables, recent)
         return recent
 
     def _token_states(self, recent: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         states = np.empty(slots.shape, _F)
         judged = np.empty((len(slots), len(self._token_nets[-1])), _F)
-        _judge(recent, slots, *self._token_nets, states, judged)
+        judge_tokens(recent, slots, *self._token_nets, states, judged)
         return states, judged
 
     def _slot_logits_of(self, classes: np.ndarray) -> np.ndarray:
         logits = np.empty((len(classes), self._config.slots), _F)
-        _slot_logits(self._states, *self._slot_matrices, classes, logits)
+        slot_logits(self._states, *self._slot_matrices, classes, logits)
         return logits
 
     def _table(self, logits: np.ndarray) -> np.ndarray:
@@ -244,16 +141,36 @@ class CompiledNetworks(portable.PortableNetworks):
 
 
 def agrees() -> bool:
-    """Whether the loops give what NumPy's operations give, for numbers of all sizes."""
+    """Whether the loops give what NumPy's operations give: every table of a small model of random weights."""
+    config = ModelConfig(
+        "", classes=6, slots=5, patch=2, segment=8, embedding=70, channels=2, local_width=40, local_hidden=72,
+        coder=StackConfig(140, 2, 2), decoder=StackConfig(8, 1, 1), ngram_rows=64, ngram_width=6, vector=16,
+        code_bytes=8, word_rows=8, conditional=True,
+    )  # fmt: skip
     random = np.random.default_rng(0)
-    x = (random.standard_normal((9, 192)) * 10.0 ** random.uniform(-3, 3, (9, 1))).astype(_F)
-    x[3] = 0.0
-    up, down = random.integers(-127, 128, (2, 192, 192)).astype(np.int8)
-    scale = random.uniform(0.001, 0.01, (192, 1)).astype(_F)
-    weights = portable.Weights({"up.q": up, "up.scale": scale, "down.q": down, "down.scale": scale}, "")
-    outer, inner = portable.Linear(weights.under("up"), norm=True), portable.Linear(weights.under("down"))
-    mine = x.copy()
-    _add_mlp(mine, up, scale[:, 0].copy(), down, scale[:, 0].copy())
-    theirs = x + inner(np.square(np.maximum(outer(x), _F(0.0))))
-    logits = x[:, :128].copy()
-    return np.array_equal(mine, theirs) and np.array_equal(table(logits), portable.cumulative(logits))
+    tensors: dict[str, np.ndarray] = {}
+    for name, (shape, kind) in coding_shapes(config).items():
+        if kind == "float32":
+            tensors[name] = random.uniform(0.002, 0.02, shape).astype(_F)
+        else:
+            tensors[name] = random.integers(-127, 128, shape).astype(kind)
+    tokens = np.arange(config.vocabulary)
+    tensors["vae.readout.class_of"], tensors["vae.readout.slot_of"] = (
+        part.astype(np.int32) for part in np.divmod(tokens, config.slots)
+    )
+    tensors["vae.readout.token_of"] = tokens.reshape(config.classes, config.slots).astype(np.int32)
+    tensors["vae.readout.limits"] = np.full((1, config.classes), config.slots, np.int32)
+    for block in range(config.coder.layers):
+        tensors[f"vae.coder.stack.blocks.{block}.temperature"] = np.full(config.coder.heads, 0.75, _F)
+    said = []
+    for net in (portable.PortableNetworks(config, tensors), CompiledNetworks(config, tensors)):
+        drawn, lanes = np.random.default_rng(1), np.arange(3)
+        side = Side(drawn.standard_normal((2, config.vector)).astype(_F), drawn.integers(0, 2, (3, 40)))
+        net.start(3, 0, side)
+        for position in range(40):
+            net.context(position, drawn.integers(0, config.vocabulary, (3, config.patch)))
+            before = drawn.integers(0, config.vocabulary, (4, 3))
+            said.append(net.class_table(1, lanes, before[:3], before[3], drawn.integers(0, KINDS, 3)))
+            said.append(net.slot_table(drawn.integers(0, config.classes, 3)))
+    half = len(said) // 2
+    return all(np.array_equal(a, b) for a, b in zip(said[:half], said[half:], strict=True))

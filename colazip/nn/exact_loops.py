@@ -353,3 +353,102 @@ def cumulative(logits, table, cdf):  # type: ignore[no-untyped-def]
         for j in range(count):
             spare += cdf[i, j + 1]
             cdf[i, j + 1] = spare
+
+
+# -- steps of the networks for a few lanes (`nn/compiled.py`). They are in this file since Numba's cache looks
+# at the file of a function alone to see if it is up to date, not at those of the functions that it calls.
+
+
+@loop
+def linear_rows(x, weight, scale, norm, y):  # type: ignore[no-untyped-def]
+    """y = W x, or W (x / rms(x)): [n, K] -> [n, M]."""
+    q, factor = np.empty(x.shape, np.int8), np.empty(len(x), np.float32)
+    product = np.empty(y.shape, np.int32)
+    quantize_rows(x, q, factor, norm)
+    multiply(q, weight, product)
+    scale_rows(product, factor, scale, y)
+
+
+@loop
+def add_mlp(x, up, up_scale, down, down_scale):  # type: ignore[no-untyped-def]
+    """x + down(relu(up(x)) ** 2), in place: [n, D]."""
+    q, factor, inner_scale = (
+        np.empty(x.shape, np.int8),
+        np.empty(len(x), np.float32),
+        np.empty(len(x), np.float32),
+    )
+    product, back = np.empty((len(x), len(up)), np.int32), np.empty(x.shape, np.int32)
+    inner, added = np.empty(product.shape, np.int8), np.empty(x.shape, np.float32)
+    quantize_rows(x, q, factor, True)
+    multiply(q, up, product)
+    activate(product, factor, up_scale, inner, inner_scale)
+    multiply(inner, down, back)
+    scale_rows(back, inner_scale, down_scale, added)
+    x += added
+
+
+@loop
+def advance(x, position, keys, values, qkv, out, up, down, scales, factor, slopes, table):  # type: ignore[no-untyped-def]
+    """A position of all blocks of a stack: x [n, D], in place. keys, values: int8 [blocks, lanes, H, room,
+    W]; matrices of all blocks [blocks, ...], and their scales in the same order."""
+    lanes, width = x.shape
+    heads, size = keys.shape[2], keys.shape[4]
+    qkv_scale, out_scale, up_scale, down_scale = scales
+    q, by = np.empty(x.shape, np.int8), np.empty(lanes, np.float32)
+    product, query = np.empty((lanes, 3 * width), np.int32), np.empty((lanes, heads, size), np.int8)
+    mixed, added = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
+    own = query.reshape(lanes, heads, 1, size)
+    for i in range(len(keys)):
+        quantize_rows(x, q, by, True)
+        multiply(q, qkv[i], product)
+        here = slice(position, position + 1)
+        project(product, by, qkv_scale[i], 0, own, keys[i, :lanes, :, here], values[i, :lanes, :, here])
+        attend_step(query, keys[i], values[i], position + 1, factor[i], slopes, table, mixed)
+        linear_rows(mixed, out[i], out_scale[i], False, added)
+        x += added
+        add_mlp(x, up[i], up_scale[i], down[i], down_scale[i])
+
+
+@loop
+def _row(table, scale, index, y):  # type: ignore[no-untyped-def]
+    for j in range(table.shape[1]):
+        y[j] = np.float32(table[index, j]) * scale[index]
+
+
+@loop
+def recall_rows(history, guess, kind, tables, scales, recent):  # type: ignore[no-untyped-def]
+    """As `PortableNetworks._recall`; tables and scales: of tokens, bigrams, trigrams, kinds."""
+    width, narrow, count = tables[0].shape[1], tables[1].shape[1], len(tables[1])
+    for i in range(len(history)):
+        out = recent[i]
+        for k in range(3):
+            _row(tables[0], scales[0], history[i, k], out[k * width :])
+        one, two, three = history[i, 0], history[i, 1], history[i, 2]
+        bigram = (one * 40503 + two * 30011 + 7) % count  # as `grid.ngram_rows`
+        trigram = (one * 40503 + two * 30011 + three * 52711 + 11) % count
+        _row(tables[1], scales[1], bigram, out[3 * width :])
+        _row(tables[2], scales[2], trigram, out[3 * width + narrow :])
+        at = 3 * width + 2 * narrow
+        if kind[i] > 0:
+            _row(tables[0], scales[0], guess[i], out[at:])
+        else:
+            out[at : at + width] = 0.0
+        _row(tables[3], scales[3], kind[i], out[at + width :])
+
+
+@loop
+def judge_tokens(recent, slots, enter, enter_scale, ups, downs, scales, judge, judge_scale, states, judged):  # type: ignore[no-untyped-def]
+    """What the tokens before say, [n, R], and the patch's states [n, L] -> states of the tokens [n, L] and
+    what `judge` makes of them [n, J]."""
+    linear_rows(recent, enter, enter_scale, False, states)
+    states += slots
+    for i in range(len(ups)):
+        add_mlp(states, ups[i], scales[0][i], downs[i], scales[1][i])
+    linear_rows(states, judge, judge_scale, True, judged)
+
+
+@loop
+def slot_logits(states, weights, scale, classes, logits):  # type: ignore[no-untyped-def]
+    q, factor = np.empty(states.shape, np.int8), np.empty(len(states), np.float32)
+    quantize_rows(states, q, factor, True)
+    pick_rows(q, weights, factor, classes, scale, True, logits)

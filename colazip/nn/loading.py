@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Timer
 from types import ModuleType
 from typing import Any
 
 _WORTH_LOADING = 1 << 14  # tokens, 60 kB of text: then the time of loading is won back
+_LONG = 1.5  # seconds, several times what loading takes
 _expected = 0  # tokens
 _operation_by_operation = False
 
@@ -50,14 +52,28 @@ def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> Mod
     """A module of compiled code; None where it doesn't run or gives other bits, which is said. works: tries
     it out."""
     try:
-        kernels = importlib.import_module(module)
-        reason = "" if works(kernels) else "they differ on this device"
+        with announced():
+            kernels = importlib.import_module(module)
+            reason = "" if works(kernels) else "they differ on this device"
     except Exception as error:
         # Whatever it is: Triton without a C compiler, Numba without a place to keep what it compiled.
         reason = type(error).__name__
     if reason:
         print(f"{without} ({reason})", file=sys.stderr)
     return None if reason else kernels
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """Says on a terminal, if it takes long, that something is compiled."""
+    timer = Timer(_LONG, print, ["colazip: compiling for this machine, once"], {"file": sys.stderr})
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def compiled_loops() -> Any:

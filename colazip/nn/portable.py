@@ -37,7 +37,7 @@ _F = np.float32
 _TINY = _F(2.0**-121)
 _ONE = _F(1.0)
 _GRID = _F(GRID)
-_TEMPERATURE_UNIT = _F(1e-4)
+TEMPERATURE_UNIT = _F(1e-4)
 _STEPS = _F(32.0)
 _VECTORS = 256  # that meet all tokens at once
 
@@ -171,7 +171,7 @@ class Block:
         self._out = Linear(weights.under("out"))
         self._up = Linear(weights.under("up"), norm=True)
         self._down = Linear(weights.under("down"))
-        self._temperature = (weights["temperature"] * _TEMPERATURE_UNIT)[:, None]
+        self._temperature = (weights["temperature"] * TEMPERATURE_UNIT)[:, None]
         self._slopes = alibi_slopes(config.heads)[:, None]
         self._penalty = self._slopes[:, :0]  # by distance, the nearest last
 
