@@ -3,11 +3,11 @@
 python -m benchmarks.latency [--record-bytes 2000] [--repeat N] [--model PATH] [--language-model FILE]
 
 Both sides run in this process, batch 1, on the CPU, in turns, once colazip has loaded its compiled loops,
-as it does after 60 kB of text. The autoregressive side is a plain float transformer of as many parameters
-as colazip's coding networks, over the same tokens, with a KV cache: as a decoder it generates greedily as
-many tokens as the record has, one step a token; as a coder it decodes the record's own tokens, one step and
-one entropy-coded symbol a token. Its weights are random unless --language-model names a checkpoint: what is
-computed is the same, only the texts and the sizes mean nothing.
+as it does after half a megabyte of text. The autoregressive side is a plain float transformer of as many
+parameters as colazip's coding networks, over the same tokens, with a KV cache: as a decoder it generates
+greedily as many tokens as the record has, one step a token; as a coder it decodes the record's own tokens,
+one step and one entropy-coded symbol a token. Its weights are random unless --language-model names a
+checkpoint: what is computed is the same, only the texts and the sizes mean nothing.
 """
 
 from __future__ import annotations

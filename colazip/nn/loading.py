@@ -1,7 +1,7 @@
 """When and how compiled code is loaded. No torch, no Numba.
 
-It changes no bit of any result. Loading it takes about half a second, or a few where it has to be compiled
-first, so a CPU's is loaded once there is work enough.
+It changes no bit of any result. Loading it takes about half a second, or ten where it has to be
+compiled first, so a CPU's is loaded once there is work enough.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from threading import Timer
 from types import ModuleType
 from typing import Any
 
-_WORTH_LOADING = 1 << 14  # tokens, 60 kB of text: then the time of loading is won back
+# Tokens: half a megabyte of text to read, or a quarter to pack, which tells of them twice. Several times what
+# wins the time of loading back, so that few who try things out wait for a compiler.
+_WORTH_LOADING = 1 << 17
 _LONG = 1.5  # seconds, several times what loading takes
 _expected = 0  # tokens
 _operation_by_operation = False
