@@ -2,12 +2,12 @@
 
 python -m benchmarks.exactness [FILE.parquet] [--sample N] [--model PATH] [--write FILE] [--check FILE]
 
-Packs the same records, with gists of every detail, by batches of 1, 7 and 64, on one thread and two, at every
-precision that torch offers for products of float32, without compiled kernels, and on a GPU where there is
-one, and compares every byte; then decodes and reads them with torch, with NumPy alone, and on the GPU.
-`--write` keeps text and blocks (the
-last encoder's: a GPU's where there is one) for another machine, where `--check` decodes them and encodes the
-text again. `--few` leaves out the encoders that differ from another one in batch, threads or precision.
+Packs the same records, with gists of every detail, by batches of 1, 7 and 64, on one thread and two, at
+every precision that torch offers for products of float32, without compiled kernels, and on a GPU where
+there is one, and compares every byte; then decodes and reads them with torch, with NumPy alone, and on the
+GPU. `--write` keeps text and blocks (the last encoder's: a GPU's where there is one) for another machine,
+where `--check` decodes them and encodes the text again. `--few` leaves out the encoders that differ from
+another one in batch, threads or precision.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from colazip.layers import (
     Span,
     in_batches,
 )
-from colazip.nn.loading import compiled_loops, expect_work
+from colazip.nn.loading import expect_work
 from colazip.passages import OVERLAP, PASSAGE_TOKENS, count_passages, windows
 from colazip.presets import SMALL, choose
 from colazip.pretrained import Model, load
@@ -566,8 +566,6 @@ class Codec:
         """Search summands of the patches of every lane, float64 [P, D], of the tokens int64 [L, T]."""
         texts = [table[i, :n] for i, n in enumerate(lanes.count)]
         expect_work(int(lanes.count.sum()))
-        if (loops := compiled_loops()) is not None:
-            self.model.rows.adding = loops.ADDING
         if self.model.config.search_encoder is None or not context:
             return [self.model.rows.patches(tokens, self._patch) for tokens in texts]
         model = self.model

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from colazip.entropy import cost_bits
 from colazip.lanes import Lanes
-from colazip.memory import BlockMemory, recall
-from colazip.nn.exact import cumulative
-from colazip.nn.loading import compiled_loops, expect_work
+from colazip.memory import recall
+from colazip.nn.exact import cumulative, in_runs
+from colazip.nn.loading import block_memory, expect_work
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
@@ -59,9 +59,7 @@ class LaneEncoder:
         memory. exact: whether the exact layer is wanted. side: what lanes are coded given, if anything."""
         named = self._vae.readout.named(torch.from_numpy(table).to(self._device), detail).cpu().numpy()
         expect_work(int(lanes.count.sum()))
-        loops = compiled_loops()
-        memories = BlockMemory if loops is None else loops.LoopMemory
-        guesses = np.stack(recall(named, lanes.block, lanes.count, memories))
+        guesses = np.stack(recall(named, lanes.block, lanes.count, block_memory))
 
         def coded(batch: tuple[int, int, int]) -> list[Coded]:
             lo, hi, width = batch
@@ -115,7 +113,8 @@ class LaneEncoder:
         said = readout.has_slots(readout.class_of[named], detail)
         class_pairs, slot_pairs = [], []
         # Every token by itself from here on: a few at a time, so that what lies between is not large.
-        for part in _runs(len(named), self._device):
+        for run in in_runs(len(named), _TOKENS_AT_ONCE, self._device):
+            part = slice(*run)
             classes = readout.class_of[named[part]]
             states = vae.coder.tokens(slots[part], history[part], guess[part], kind[part], vae.embed)
             weighed = vae.coder.weigh(states, guess[part], kind[part])
@@ -144,11 +143,6 @@ class LaneEncoder:
                 strict=True,
             )
         ]
-
-
-def _runs(tokens: int, device: torch.device) -> Iterator[slice]:
-    each = _TOKENS_AT_ONCE if device.type == "cpu" else max(1, tokens)
-    return (slice(lo, lo + each) for lo in range(0, tokens, each))
 
 
 def _in_lanes(

@@ -19,7 +19,7 @@ import numpy as np
 
 from colazip.config import ModelConfig
 from colazip.errors import ModelError
-from colazip.nn.loading import announced, is_worth_loading
+from colazip.nn.loading import is_worth_loading, load_kernels
 from colazip.vectors import RowSums, SearchRows, pack_rows, unpack_nibbles
 
 if TYPE_CHECKING:
@@ -101,13 +101,10 @@ class Model:
 
     @cached_property
     def _compiled(self) -> CompiledNetworks | None:
-        try:
-            with announced():
-                from colazip.nn.compiled import CompiledNetworks, agrees
-
-                return CompiledNetworks(self.config, self.tensors) if agrees() else None
-        except Exception:  # whatever Numba raises, for instance where it finds no place for compiled code
-            return None
+        found = load_kernels(
+            "colazip.nn.compiled", lambda own: own.agrees(), "a few lanes without compiled loops"
+        )
+        return None if found is None else found.CompiledNetworks(self.config, self.tensors)
 
     @cached_property
     def rows(self) -> RowSums:

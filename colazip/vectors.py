@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from colazip.nn.loading import compiled_loops
 from colazip.words import WordHash
 
 if TYPE_CHECKING:
@@ -110,15 +111,15 @@ def _add_onto(sums: np.ndarray, at: np.ndarray, added: np.ndarray) -> None:
     np.add.at(sums, at, added)
 
 
+ADDING = Adding(_add_picked, _add_onto)
+
+
 class RowSums:
     """Sums over a text of a row for each token and for each word of several tokens.
 
     packed, scale: `search.tokens` as shipped; token_bytes: of each token; word_rows: how many rows words
-    share. Rows are put on a grid of 1/256 within +-127 and added up as integers. adding: how; there is a
-    compiled way in `colazip.nn.loops`.
+    share. Rows are put on a grid of 1/256 within +-127 and added up as integers.
     """
-
-    adding = Adding(_add_picked, _add_onto)
 
     def __init__(
         self, packed: np.ndarray, scale: np.ndarray, token_bytes: Sequence[bytes], word_rows: int
@@ -128,6 +129,12 @@ class RowSums:
         self.grid = np.rint(np.clip(rows, -127.0, 127.0) * np.float32(256.0)).astype(np.int16)
         self.words = WordHash(token_bytes)
         self._tokens, self._word_rows = len(token_bytes), word_rows
+
+    @property
+    def adding(self) -> Adding:
+        """How rows are added up, compiled or not."""
+        loops = compiled_loops()
+        return ADDING if loops is None else loops.ADDING
 
     @property
     def width(self) -> int:

@@ -41,13 +41,6 @@ def loop_product(weight: np.ndarray) -> portable.Product:
     return product
 
 
-def table(logits: np.ndarray) -> np.ndarray:
-    """Cumulative integer frequencies of logits [N, A]: int32 [N, A + 1]."""
-    cdf = np.empty((len(logits), logits.shape[1] + 1), np.int32)
-    cumulative(logits, FREQUENCY_TABLE, cdf)
-    return cdf
-
-
 class _Matrices:
     """The matrices of a name in all blocks of a stack: q int8 [blocks, M, K], scale float32 [blocks, M]."""
 
@@ -137,7 +130,9 @@ class CompiledNetworks(portable.PortableNetworks):
         return logits
 
     def _table(self, logits: np.ndarray) -> np.ndarray:
-        return table(logits)
+        cdf = np.empty((len(logits), logits.shape[1] + 1), np.int32)
+        cumulative(logits, FREQUENCY_TABLE, cdf)
+        return cdf
 
 
 def agrees() -> bool:

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colazip.nn import exact
 from colazip.nn import exact_loops as loops
-from colazip.nn.exact import integer_product, runs_of_rows
+from colazip.nn.exact import fits_int8_kernel, integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE
 
 
@@ -91,8 +90,8 @@ def attend(
     y = np.empty((batch, length, heads * width), np.float32)
     by, slope, table = factor.detach().numpy(), slopes.numpy(), ATTENTION_TABLE.astype(np.int32)
     seen = np.ones((batch, length), bool) if valid is None else valid.numpy()
-    kind = torch.int32 if width > 1 and length > 1 and exact.int8_kernel_wins() else torch.float32
-    multiply = torch._int_mm if kind == torch.int32 else _multiply_floats
+    fits = fits_int8_kernel(length, width) and fits_int8_kernel(length, length)
+    kind, multiply = (torch.int32, torch._int_mm) if fits else (torch.float32, _multiply_floats)
     products, mixed = torch.empty(length, length, dtype=kind), torch.empty(length, width, dtype=kind)
     weights, total = torch.empty(length, length, dtype=torch.int8), np.empty(length, np.int32)
     meant, shares, held, values = products.numpy(), mixed.numpy(), weights.numpy(), v.numpy()

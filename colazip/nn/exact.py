@@ -84,10 +84,14 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
         fits = a.shape[0] > 16 and a.shape[1] % 16 == 0 == b.shape[0] % 16
         fits = fits and int8_kernel_is_right(a.device)
     else:
-        # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue
-        # 195066.
-        fits = a.shape[0] > 0 and a.shape[1] > 1 and int8_kernel_wins()
+        fits = fits_int8_kernel(*a.shape)
     return torch._int_mm(a, b.t()) if fits else a.float() @ b.t().float()
+
+
+def fits_int8_kernel(rows: int, inner: int) -> bool:
+    """Whether a CPU multiplies so many rows of `inner` numbers best by its int8 kernel."""
+    # With K = 1 torch 2.13's int8 product leaves its result unwritten; compare pytorch/pytorch issue 195066.
+    return rows > 0 and inner > 1 and int8_kernel_wins()
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +253,12 @@ class ExactLinear(Quantized):
 
 def runs_of_rows(rows: int, width: int, device: torch.device) -> list[tuple[int, int]]:
     """Rows that go together through several operations: what lies between these stays in a core's cache."""
-    step = max(1, _CACHED // width) if device.type == "cpu" else max(1, rows)
+    return in_runs(rows, max(1, _CACHED // width), device)
+
+
+def in_runs(rows: int, most: int, device: torch.device) -> list[tuple[int, int]]:
+    """Runs of at most so many rows on a CPU, all rows elsewhere."""
+    step = most if device.type == "cpu" else max(1, rows)
     return [(lo, min(rows, lo + step)) for lo in range(0, rows, step)]
 
 

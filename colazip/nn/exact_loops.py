@@ -69,12 +69,15 @@ def _round_row(row, top, out):  # type: ignore[no-untyped-def]
 
 
 @loop
+def _row(table, scale, index, y):  # type: ignore[no-untyped-def]
+    for j in range(table.shape[1]):
+        y[j] = _F(table[index, j]) * scale[index]
+
+
+@loop
 def look_up(q, scale, index, y):  # type: ignore[no-untyped-def]
     for i in range(len(index)):
-        row = index[i]
-        by = scale[row]
-        for j in range(q.shape[1]):
-            y[i, j] = _F(q[row, j]) * by
+        _row(q, scale, index[i], y[i])
 
 
 @loop
@@ -407,12 +410,6 @@ def advance(x, position, keys, values, qkv, out, up, down, scales, factor, slope
         linear_rows(mixed, out[i], out_scale[i], False, added)
         x += added
         add_mlp(x, up[i], up_scale[i], down[i], down_scale[i])
-
-
-@loop
-def _row(table, scale, index, y):  # type: ignore[no-untyped-def]
-    for j in range(table.shape[1]):
-        y[j] = np.float32(table[index, j]) * scale[index]
 
 
 @loop

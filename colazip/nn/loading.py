@@ -15,6 +15,8 @@ from threading import Timer
 from types import ModuleType
 from typing import Any
 
+from colazip.memory import BlockMemory
+
 # Tokens: half a megabyte of text to read, or a quarter to pack, which tells of them twice. Several times what
 # wins the time of loading back, so that few who try things out wait for a compiler.
 _WORTH_LOADING = 1 << 17
@@ -54,7 +56,7 @@ def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> Mod
     """A module of compiled code; None where it doesn't run or gives other bits, which is said. works: tries
     it out."""
     try:
-        with announced():
+        with _announced():
             kernels = importlib.import_module(module)
             reason = "" if works(kernels) else "they differ on this device"
     except Exception as error:
@@ -66,7 +68,7 @@ def load_kernels(module: str, works: Callable[[Any], bool], without: str) -> Mod
 
 
 @contextmanager
-def announced() -> Iterator[None]:
+def _announced() -> Iterator[None]:
     """Says on a terminal, if it takes long, that something is compiled."""
     timer = Timer(_LONG, print, ["colazip: compiling for this machine, once"], {"file": sys.stderr})
     timer.daemon = True
@@ -81,6 +83,13 @@ def announced() -> Iterator[None]:
 def compiled_loops() -> Any:
     """`colazip.nn.loops`, what a CPU does around the networks; None without."""
     return _loops() if is_worth_loading() else None
+
+
+def block_memory(blocks: int) -> BlockMemory:
+    """Empty memories of so many blocks, compiled or not."""
+    loops = compiled_loops()
+    memory: BlockMemory = (BlockMemory if loops is None else loops.LoopMemory)(blocks)
+    return memory
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from colazip.entropy import StreamDecoder
 from colazip.memory import BlockMemory
 from colazip.names import TokenNames
 from colazip.nn.exact import cumulative, has_triton
-from colazip.nn.loading import compiled_loops, load_kernels
+from colazip.nn.loading import block_memory, compiled_loops, load_kernels
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
 
@@ -124,8 +124,7 @@ class TorchNetworks:
         return StreamDecoder(streams) if loops is None else loops.LoopStreams(streams)
 
     def memory(self, blocks: int) -> BlockMemory:
-        loops = compiled_loops()
-        return BlockMemory(blocks) if loops is None else loops.LoopMemory(blocks)
+        return block_memory(blocks)
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self.vae.coder.stack.caches(lanes), detail

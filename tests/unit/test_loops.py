@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colazip import vectors
 from colazip.entropy import PRECISION, StreamDecoder, encode_streams
 from colazip.errors import FormatError
 from colazip.memory import ORDERS, BlockMemory, recall
@@ -133,12 +134,12 @@ def test_sums_of_rows() -> None:
     grid = random.integers(-32768, 32768, (50, rows.width)).astype(np.int16)
     group = np.concatenate([np.arange(9), random.integers(0, 9, 200)])
     which = random.integers(0, 50, len(group))
-    expected = RowSums.adding.picked(grid, which, group, 9)
+    expected = vectors.ADDING.picked(grid, which, group, 9)
     assert np.array_equal(ADDING.picked(grid, which, group, 9), expected)
     assert expected.dtype == ADDING.picked(grid, which[:0], group[:0], 0).dtype == np.int32
     sums = random.integers(-1000, 1000, (9, 5)) / 256.0
     added, mine = random.integers(-1000, 1000, (30, 5)) / 256.0, sums.copy()
     at = random.integers(0, 9, 30)
-    RowSums.adding.onto(sums, at, added)
+    vectors.ADDING.onto(sums, at, added)
     ADDING.onto(mine, at, added)
     assert np.array_equal(mine, sums)
