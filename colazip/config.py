@@ -58,6 +58,7 @@ class ModelConfig:
     )
     search_encoder: EncoderConfig | None = None  # None: search vectors are sums of rows
     conditional: bool | None = None  # True: gists can be coded given the search codes beside them
+    pointer: int | None = None  # width of the keys that tokens before are pointed at by; None: they are not
 
     @property
     def vocabulary(self) -> int:

@@ -124,10 +124,10 @@ class _Writer:
 
     def hear(self) -> None:
         """The next token is known."""
-        came = self._table[:, ORDERS + self._at]
+        came, table = self._table[:, ORDERS + self._at], self._classes()  # every token is looked at once
         if self._waits:
             classes = self._names.class_of[came]
-            self._likelihood += _log2(self._classes(), classes)
+            self._likelihood += _log2(table, classes)
             said = np.flatnonzero(self._net.has_slots(classes, self._detail))
             if len(said):
                 slots = self._names.slot_of[came][said]

@@ -14,6 +14,7 @@ from colazip.lanes import Lanes
 from colazip.memory import recall
 from colazip.nn.exact import cumulative, in_runs
 from colazip.nn.loading import block_memory, expect_work
+from colazip.nn.pointer import WholeLanes
 from colazip.nn.threads import each
 from colazip.nn.vae import TextVAE, real_tokens, token_history
 from colazip.side import Side
@@ -110,25 +111,36 @@ class LaneEncoder:
         named, history = flat[is_token], token_history(flat)[is_token]
         guess, kind = guesses[0][is_token], guesses[1][is_token]
         which = None if told is None else told.of_tokens(x)[real]
-        said = readout.has_slots(readout.class_of[named], detail)
+        every_class, every_slot = readout.class_of[named], readout.slot_of[named]
+        said = readout.has_slots(every_class, detail)
         class_pairs, slot_pairs = [], []
         # Every token by itself from here on: a few at a time, so that what lies between is not large.
-        for run in in_runs(len(named), _TOKENS_AT_ONCE, self._device):
-            part = slice(*run)
-            classes = readout.class_of[named[part]]
+        runs = [slice(*run) for run in in_runs(len(named), _TOKENS_AT_ONCE, self._device)]
+        pointing = None
+        if vae.coder.pointer is not None:
+            pointing = WholeLanes(vae.coder.pointer, counts, flat.shape[1], every_class, every_slot)
+        for part in runs:
+            classes, rows = every_class[part], said[part]
             states = vae.coder.tokens(slots[part], history[part], guess[part], kind[part], vae.embed)
             weighed = vae.coder.weigh(states, guess[part], kind[part])
             class_lift = slot_lift = None
             if told is not None and which is not None:
                 class_lift, slot_lift = vae.lifts(states, told, which[part], classes)
-            class_pairs.append(_pairs(readout.class_logits(states, weighed, class_lift), classes))
-            logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)[said[part]]
-            slot_pairs.append(_pairs(logits, readout.slot_of[named[part][said[part]]]))
+            mix = slot_mix = None
+            if pointing is not None:
+                aim = pointing.aim(states, vae.config.classes)
+                mix = aim.of_class()
+            cdf = cumulative(readout.class_logits(states, weighed, class_lift), mix)
+            class_pairs.append(_pairs(cdf, classes))
+            logits = readout.gist_logits(states, classes, detail, weighed, slot_lift)
+            if pointing is not None:
+                slot_mix = aim.given_class(cdf, classes, pointing.known, vae.config.slots).rows(rows)
+            slot_pairs.append(_pairs(cumulative(logits[rows], slot_mix), every_slot[part][rows]))
         exact_pairs, open_of_lane = np.zeros((2, 0), np.uint32), np.zeros(len(x), np.int64)
         if exact:
             where = readout.is_open(gist, detail) & real
             rare = vae.rare_logits(gist, real, where, detail, told)
-            exact_pairs = _pairs(rare, readout.slot_of[x[where]])
+            exact_pairs = _pairs(cumulative(rare), readout.slot_of[x[where]])
             open_of_lane = where.flatten(1).sum(1).cpu().numpy()
         return [
             Coded(*row, pairs)
@@ -162,8 +174,7 @@ def _in_lanes(
         lo = hi
 
 
-def _pairs(logits: Tensor, symbols: Tensor) -> np.ndarray:
-    """Interval of each symbol [N] under its logits [N, A]: uint32 [2, N] of start and frequency."""
-    cdf = cumulative(logits)
+def _pairs(cdf: Tensor, symbols: Tensor) -> np.ndarray:
+    """Interval of each symbol [N] in its table [N, A + 1]: uint32 [2, N] of start and frequency."""
     start, end = (cdf.gather(1, (symbols + i)[:, None])[:, 0] for i in (0, 1))
     return torch.stack([start, end - start]).cpu().numpy().astype(np.uint32)

@@ -57,6 +57,7 @@ def tiny_config() -> ModelConfig:
         vector=16,
         code_bytes=4,
         word_rows=64,
+        pointer=16,
     )
 
 

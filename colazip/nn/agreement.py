@@ -12,12 +12,14 @@ from torch import Tensor
 from colazip.nn.exact import (
     ExactEmbedding,
     ExactLinear,
+    Mix,
     frequencies,
     integer_product,
     quantize_rows,
     softmax_of_steps,
 )
 from colazip.nn.grid import GRID, TABLE_STEPS, VALUE_STEPS
+from colazip.nn.pointer import Aim, plain_count_slots, plain_point
 
 
 def agree(kernels: Any, device: torch.device) -> bool:
@@ -37,6 +39,7 @@ def agree(kernels: Any, device: torch.device) -> bool:
             _same_layers(kernels, numbers, integers)
             and all(_same_heads(kernels, numbers, integers, width) for width in (64, 48, 20))
             and _same_tables(kernels, numbers)
+            and all(_same_pointing(kernels, numbers, integers, width) for width in (64, 16))
         )
 
 
@@ -115,3 +118,37 @@ def _same_tables(kernels: Any, numbers: Any) -> bool:
         cdf = kernels.cumulative(logits)
         same = same and torch.equal(cdf[:, 1:], ends) and not cdf[:, 0].any()
     return same
+
+
+def _same_pointing(kernels: Any, numbers: Any, integers: Any, width: int) -> bool:
+    """Of three lanes that are known as a whole, and of the last tokens of lanes that advance together."""
+    classes, slots, length = 12, 10, 90
+    keys = (integers(3 * length, width) // 3).contiguous()  # about as large as they are
+    device = keys.device
+    each = torch.arange(3 * length, device=device)
+    labels, slot_of = ((each * by % count).to(torch.int32) for by, count in ((7, classes), (11, slots)))
+    found = []
+    factor = numbers(1, spread=0.1).abs() * (1e-3 * TABLE_STEPS)
+    first = each // length * length
+    for at in (
+        torch.stack([first, each - first]),
+        torch.stack([each[:3] * length, torch.tensor([89, 40, 0], device=device)]),
+    ):
+        query = keys[at.sum(0).clamp_max(3 * length - 1)].flip(0)
+        reserve = numbers(len(query), 1, spread=0.1)[:, 0].abs() * 300.0
+        given = query, reserve, factor, keys, labels, at, length, classes
+        mine, theirs = kernels.point(*given), plain_point(*given)
+        logits = numbers(len(query), classes, spread=1.0)
+        cdf = kernels.cumulative(logits, Mix(*mine[:2]))
+        found += [torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)]
+        found.append(
+            torch.equal(cdf[:, 1:], frequencies(logits, Mix(*theirs[:2])).cumsum(-1, dtype=torch.int32))
+        )
+        own = (each[: len(query)] * 5) % classes
+        counted = kernels.count_slots(mine[2], labels, slot_of, at, own, slots)
+        found.append(torch.equal(counted, plain_count_slots(theirs[2], labels, slot_of, at, own, slots)))
+        mix = Aim(*theirs, at).share(cdf, own, counted)
+        logits = numbers(len(query), slots, spread=1.0)
+        cdf = kernels.cumulative(logits, mix)
+        found.append(torch.equal(cdf[:, 1:], frequencies(logits, mix).cumsum(-1, dtype=torch.int32)))
+    return all(found) and bool((mine[1] > 0).any())

@@ -14,7 +14,17 @@ from colazip.config import ModelConfig, StackConfig
 from colazip.entropy import StreamDecoder
 from colazip.memory import KINDS, BlockMemory
 from colazip.nn import portable
-from colazip.nn.exact_loops import advance, cumulative, judge_tokens, multiply, recall_rows, slot_logits
+from colazip.nn.exact_loops import (
+    advance,
+    count_slots,
+    cumulative,
+    cumulative_mix,
+    judge_tokens,
+    multiply,
+    point,
+    recall_rows,
+    slot_logits,
+)
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE, TABLE_STEPS, alibi_slopes
 from colazip.nn.loops import LoopMemory, LoopStreams
 from colazip.nn.shapes import coding_shapes
@@ -22,6 +32,7 @@ from colazip.side import Side
 
 _F = np.float32
 _ROOM = 32  # positions that caches begin with
+_WEIGHTS = ATTENTION_TABLE.astype(np.int32)
 
 
 def loop_product(weight: np.ndarray) -> portable.Product:
@@ -49,6 +60,33 @@ class _Matrices:
         self.scale = np.stack([tensors[f"{name}.scale"][:, 0] for name in names])
 
 
+class _Pointer(portable.Pointer):
+    """`portable.Pointer` in compiled loops."""
+
+    def _first(self) -> np.ndarray:
+        return self._lanes * self._keys.shape[1]
+
+    def _point(
+        self, query: np.ndarray, reserve: np.ndarray, classes: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n = len(query)
+        own, by_class = np.empty(n, np.int32), np.empty((n, classes), np.int32)
+        weights = np.empty((n, self._at), np.uint8)
+        point(
+            query.astype(np.int8), reserve, self.factor[0], self._keys.reshape(-1, self.width),
+            self._labels[0].reshape(-1), self._first(), np.full(n, self._at), _WEIGHTS, own, by_class,
+            weights,
+        )  # fmt: skip
+        return own, by_class, weights
+
+    def _count_slots(self, classes: np.ndarray, slots: int) -> np.ndarray:
+        by_slot = np.empty((len(classes), slots), np.int32)
+        labels, slot_of = self._labels.reshape(2, -1)
+        count = np.full(len(classes), self._at)
+        count_slots(self._weights, labels, slot_of, self._first(), count, classes, by_slot)
+        return by_slot
+
+
 class CompiledNetworks(portable.PortableNetworks):
     """`colazip.nn.steps.Networks` in compiled loops."""
 
@@ -67,6 +105,9 @@ class CompiledNetworks(portable.PortableNetworks):
         self._slopes = alibi_slopes(shape.heads)
         ups, downs = (_Matrices(tensors, [f"{coder}.{n}.{i}" for i in range(2)]) for n in ("ups", "downs"))
         judges = [f"{coder}.trust", "vae.readout.classes"] + [f"{coder}.heed"] * bool(config.conditional)
+        if config.pointer is not None:
+            judges += [f"{coder}.pointer.sentinel", f"{coder}.pointer.both"]
+            self._pointer = _Pointer(portable.Weights(tensors, f"{coder}.pointer."), config.pointer)
         recent = tensors[f"{coder}.recent.q"], tensors[f"{coder}.recent.scale"][:, 0].copy()
         self._token_nets = (
             *recent,
@@ -100,9 +141,7 @@ class CompiledNetworks(portable.PortableNetworks):
 
     def _step(self, x: np.ndarray, position: int) -> np.ndarray:
         if position >= self._keys.shape[3]:
-            self._keys, self._values = (
-                np.concatenate([old, np.zeros_like(old)], 3) for old in (self._keys, self._values)
-            )
+            self._keys, self._values = (portable.doubled(kept, 3) for kept in (self._keys, self._values))
         advance(
             x, position, self._keys, self._values, *self._stacked, self._factor, self._slopes, ATTENTION_TABLE
         )
@@ -111,7 +150,9 @@ class CompiledNetworks(portable.PortableNetworks):
     def follow(self, lane: int) -> None:
         for cache in (self._keys, self._values):
             cache[:] = cache[:, lane : lane + 1].copy()
-        self._slots[:] = self._slots[lane].copy()
+        portable.follow(lane, self._slots)
+        if self._pointer is not None:
+            self._pointer.follow(lane)
 
     def _recall(self, history: np.ndarray, guess: np.ndarray, kind: np.ndarray) -> np.ndarray:
         recent = np.empty((len(guess), self._token_nets[0].shape[1]), _F)
@@ -129,9 +170,12 @@ class CompiledNetworks(portable.PortableNetworks):
         slot_logits(self._states, *self._slot_matrices, classes, logits)
         return logits
 
-    def _table(self, logits: np.ndarray) -> np.ndarray:
+    def _table(self, logits: np.ndarray, mix: portable.Mix | None) -> np.ndarray:
         cdf = np.empty((len(logits), logits.shape[1] + 1), np.int32)
-        cumulative(logits, FREQUENCY_TABLE, cdf)
+        if mix is None:
+            cumulative(logits, FREQUENCY_TABLE, cdf)
+        else:
+            cumulative_mix(logits, FREQUENCY_TABLE, *mix, cdf)
         return cdf
 
 
@@ -140,12 +184,14 @@ def agrees() -> bool:
     config = ModelConfig(
         "", classes=6, slots=5, patch=2, segment=8, embedding=70, channels=2, local_width=40, local_hidden=72,
         coder=StackConfig(140, 2, 2), decoder=StackConfig(8, 1, 1), ngram_rows=64, ngram_width=6, vector=16,
-        code_bytes=8, word_rows=8, conditional=True,
+        code_bytes=8, word_rows=8, conditional=True, pointer=16,
     )  # fmt: skip
     random = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
     for name, (shape, kind) in coding_shapes(config).items():
-        if kind == "float32":
+        if name.endswith("temperature"):
+            tensors[name] = np.full(shape, 0.75, _F)
+        elif kind == "float32":
             tensors[name] = random.uniform(0.002, 0.02, shape).astype(_F)
         else:
             tensors[name] = random.integers(-127, 128, shape).astype(kind)
@@ -155,17 +201,16 @@ def agrees() -> bool:
     )
     tensors["vae.readout.token_of"] = tokens.reshape(config.classes, config.slots).astype(np.int32)
     tensors["vae.readout.limits"] = np.full((1, config.classes), config.slots, np.int32)
-    for block in range(config.coder.layers):
-        tensors[f"vae.coder.stack.blocks.{block}.temperature"] = np.full(config.coder.heads, 0.75, _F)
     said = []
     for net in (portable.PortableNetworks(config, tensors), CompiledNetworks(config, tensors)):
-        drawn, lanes = np.random.default_rng(1), np.arange(3)
+        drawn, lanes = np.random.default_rng(1), np.array([2, 0, 1])
         side = Side(drawn.standard_normal((2, config.vector)).astype(_F), drawn.integers(0, 2, (3, 40)))
         net.start(3, 0, side)
         for position in range(40):
             net.context(position, drawn.integers(0, config.vocabulary, (3, config.patch)))
-            before = drawn.integers(0, config.vocabulary, (4, 3))
-            said.append(net.class_table(1, lanes, before[:3], before[3], drawn.integers(0, KINDS, 3)))
-            said.append(net.slot_table(drawn.integers(0, config.classes, 3)))
+            for token in range(config.patch):
+                before = drawn.integers(0, config.vocabulary, (4, 3))
+                said.append(net.class_table(token, lanes, before[:3], before[3], drawn.integers(0, KINDS, 3)))
+                said.append(net.slot_table(drawn.integers(0, config.classes, 3)))
     half = len(said) // 2
     return all(np.array_equal(a, b) for a, b in zip(said[:half], said[half:], strict=True))

@@ -41,6 +41,8 @@ def cost(config: ModelConfig, positions: int) -> Cost:
             products[part] += config.patch * config.slots * config.vector
     attention = _attention(config.coder, positions, causal=True)
     attention += _attention(config.decoder, positions, causal=False)
+    if config.pointer is not None:  # tokens meet the keys of those before
+        attention += config.patch * positions * config.patch * config.pointer // 2
     return Cost(attention=attention, **products)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from colazip.nn import exact_loops as loops
-from colazip.nn.exact import fits_int8_kernel, integer_product, runs_of_rows
+from colazip.nn.exact import Mix, fits_int8_kernel, integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE
 
 
@@ -130,8 +130,56 @@ def attend_step(
     return y
 
 
-def cumulative(logits: Tensor) -> Tensor:
+def cumulative(logits: Tensor, mix: Mix | None = None) -> Tensor:
     """Cumulative integer frequencies of logits [N, A]: int32 [N, A + 1]."""
     cdf = torch.empty(len(logits), logits.shape[1] + 1, dtype=torch.int32)
-    loops.cumulative(logits.contiguous().numpy(), FREQUENCY_TABLE, cdf.numpy())
+    given = logits.contiguous().numpy(), FREQUENCY_TABLE
+    if mix is None:
+        loops.cumulative(*given, cdf.numpy())
+    else:
+        own, pointed = mix.own.contiguous().numpy(), mix.pointed.contiguous().numpy()
+        loops.cumulative_mix(*given, own, pointed, cdf.numpy())
     return cdf
+
+
+def point(
+    query: Tensor,
+    reserve: Tensor,
+    factor: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    at: Tensor,
+    most: int,
+    classes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pointer.point`."""
+    first, count = at.numpy()
+    own = torch.empty(len(query), dtype=torch.int32)
+    by_class = torch.empty(len(query), classes, dtype=torch.int32)
+    weights = torch.empty(len(query), most, dtype=torch.uint8)
+    loops.point(
+        query.contiguous().numpy(),
+        reserve.contiguous().numpy(),
+        factor.detach().numpy()[0],
+        keys.numpy(),
+        labels.numpy(),
+        first,
+        count,
+        ATTENTION_TABLE.astype(np.int32),
+        own.numpy(),
+        by_class.numpy(),
+        weights.numpy(),
+    )
+    return own, by_class, weights
+
+
+def count_slots(
+    weights: Tensor, labels: Tensor, slot_of: Tensor, at: Tensor, classes: Tensor, slots: int
+) -> Tensor:
+    """As `pointer.plain_count_slots`."""
+    by_slot = torch.empty(len(weights), slots, dtype=torch.int32)
+    loops.count_slots(
+        weights.numpy(), labels.numpy(), slot_of.numpy(), *at.numpy(), classes.contiguous().numpy(),
+        by_slot.numpy(),
+    )  # fmt: skip
+    return by_slot

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.full((), value, dtype=dtype, device=device)
 
 
-def _inverse_rms(q: Tensor) -> Tensor:
+def inverse_rms(q: Tensor) -> Tensor:
     """1 / rms of integer rows [N, K] -> [N, 1]; the sum of squares is an exact integer."""
     squares = (q * q).sum(-1, keepdim=True).clamp_min(1.0)
     # In float64, then rounded: torch's float32 square root goes through Intel's MKL and is off by one unit in
@@ -173,7 +173,7 @@ class _Linear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         q, scale = quantize_rows(rows)
         qw, scale_w = quantize_rows(weight)
-        factor = _inverse_rms(q) if norm else scale
+        factor = inverse_rms(q) if norm else scale
         q8, qw8 = q.to(torch.int8), qw.to(torch.int8)
         y = integer_matmul(q8, qw8) * factor * scale_w.t()
         ctx.save_for_backward(q, scale, factor, qw, scale_w)
@@ -245,7 +245,7 @@ class ExactLinear(Quantized):
         y = rows.new_empty(len(rows), len(self.q))
         for lo, hi in runs_of_rows(len(rows), max(self.q.shape), x.device):
             q, scale = quantize_rows(rows[lo:hi])
-            factor = _inverse_rms(q) if self.norm else scale
+            factor = inverse_rms(q) if self.norm else scale
             product = integer_matmul(q.to(torch.int8), self.q).mul_(factor)
             torch.mul(product, self.scale.t(), out=y[lo:hi])
         return y.view(*x.shape[:-1], len(self.q))
@@ -319,7 +319,7 @@ class _GroupedReadout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
         q, scale = quantize_rows(x)
         qw, scale_w = quantize_rows(weight)
-        factor = _inverse_rms(q)
+        factor = inverse_rms(q)
         q8, qw8 = q.to(torch.int8), qw.to(torch.int8)
         ctx.save_for_backward(q8, scale, factor, qw8, scale_w, group)
         return _grouped_product(q8, qw8, scale_w, factor, group)
@@ -443,7 +443,7 @@ class ExactReadout(Quantized):
             y: Tensor = exact.pick(q8, self.q, factor, group, self.scale)
             return y
         q, _ = quantize_rows(x)
-        q8, factor = q.to(torch.int8), _inverse_rms(q)
+        q8, factor = q.to(torch.int8), inverse_rms(q)
         if x.is_cuda:
             return _picked_product(q8, self.q, self.scale, factor, group)
         return _grouped_product(q8, self.q, self.scale, factor, group)
@@ -471,7 +471,19 @@ def _weights(gaps: Tensor) -> tuple[Tensor, Tensor]:
     return weights, weights.sum(-1, keepdim=True)
 
 
-def frequencies(logits: Tensor) -> Tensor:
+class Mix(NamedTuple):
+    """What a distribution is mixed with. own: int32 [N], weight of what the logits say, at least 1; pointed:
+    int32 [N, A], weights of what else is said. Those of a row add up to 2**26 at most."""
+
+    own: Tensor
+    pointed: Tensor
+
+    def rows(self, which: Tensor) -> Mix:
+        """Of some rows, bool [N] or int64 [n]."""
+        return Mix(self.own[which], self.pointed[which])
+
+
+def frequencies(logits: Tensor, mix: Mix | None = None) -> Tensor:
     """Integer frequencies, int32 [N, A], each at least 1, each row adding up to 2**PRECISION.
 
     logits: float32 [N, A] in log2 units.
@@ -481,20 +493,24 @@ def frequencies(logits: Tensor) -> Tensor:
     step = torch.round((top - logits) * float(TABLE_STEPS)).clamp_max(len(FREQUENCY_TABLE) - 1.0)
     weights = tables(logits.device)[1][step.to(torch.int32)]
     # A sum of at most 2**20 * 512 is exact in float64 in any order, and floor keeps the total below
-    # 2**PRECISION.
+    # 2**PRECISION. With a mixture sums stay below 2**20 * 128 * 2**26 = 2**53.
     weights64 = weights.double()
-    share = weights64.sum(-1, keepdim=True).reciprocal() * float(2**PRECISION - count)
+    whole = weights64.sum(-1, keepdim=True)
+    if mix is not None:
+        weights64 = weights64 * mix.own[:, None] + mix.pointed * whole
+        whole = weights64.sum(-1, keepdim=True)
+    share = whole.reciprocal() * float(2**PRECISION - count)
     freq = torch.floor(weights64 * share).to(torch.int32) + 1
     freq[:, 0] += 2**PRECISION - freq.sum(-1, dtype=torch.int32)
     return freq
 
 
-def cumulative(logits: Tensor) -> Tensor:
+def cumulative(logits: Tensor, mix: Mix | None = None) -> Tensor:
     """Cumulative frequencies of logits [N, A]: int32 [N, A + 1], each row from 0 to 2**PRECISION."""
     if (kernels := exact_kernels(logits.device)) is not None:
-        fused: Tensor = kernels.cumulative(logits)
+        fused: Tensor = kernels.cumulative(logits, mix)
         return fused
-    freq = frequencies(logits)
+    freq = frequencies(logits, mix)
     cdf = torch.zeros(len(freq), freq.shape[1] + 1, dtype=torch.int32, device=freq.device)
     torch.cumsum(freq, -1, dtype=torch.int32, out=cdf[:, 1:])
     return cdf

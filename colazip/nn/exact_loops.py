@@ -358,6 +358,77 @@ def cumulative(logits, table, cdf):  # type: ignore[no-untyped-def]
             cdf[i, j + 1] = spare
 
 
+@loop
+def cumulative_mix(logits, table, own, pointed, cdf):  # type: ignore[no-untyped-def]
+    """`cumulative` of a mixture, as `exact.Mix` has it."""
+    rows, count = logits.shape
+    last = _F(len(table) - 1)
+    steps, weights = np.empty(count, np.uint32), np.empty(count, _D)
+    for i in range(rows):
+        top = _LOWEST
+        for j in range(count):
+            top = max(top, _order(_as_bits(logits[i, j])))
+        highest = _as_float(_order(top))
+        for j in range(count):
+            steps[j] = _step((highest - logits[i, j]) * _STEPS, last)
+        whole = np.int64(0)
+        for j in range(count):
+            whole += np.int64(table[steps[j]])
+        total = np.int64(0)
+        for j in range(count):
+            # Below 2**53, as is what they add up to.
+            weight = np.int64(table[steps[j]]) * np.int64(own[i]) + np.int64(pointed[i, j]) * whole
+            weights[j] = _D(weight)
+            total += weight
+        share = (1.0 / _D(total)) * _D(_TOTAL - count)
+        spare = _I(_TOTAL)
+        for j in range(count):
+            frequency = _I(weights[j] * share) + _I(1)
+            spare -= frequency
+            cdf[i, j + 1] = frequency
+        cdf[i, 0] = 0
+        for j in range(count):
+            spare += cdf[i, j + 1]
+            cdf[i, j + 1] = spare
+
+
+@loop
+def point(query, reserve, factor, keys, labels, first, count, table, own, by_class, weights):  # type: ignore[no-untyped-def]
+    """As `pointer.point`; first, count: where the keys of each row begin and how many there are."""
+    rows, known = query.reshape(-1), keys.reshape(-1)
+    width, most, last = query.shape[1], weights.shape[1], _F(len(table) - 1)
+    scores, steps = np.empty(most, _F), np.empty(most, np.uint32)
+    for i in range(len(query)):
+        lo, length = first[i], count[i]
+        top = _order(_as_bits(reserve[i]))
+        for j in range(length):
+            score = _F(_dot(rows, i * width, known, (lo + j) * width, width)) * factor
+            scores[j] = score
+            top = max(top, _order(_as_bits(score)))
+        highest = _as_float(_order(top))
+        for j in range(length):
+            steps[j] = _step(highest - scores[j], last)
+        own[i] = max(table[_step(highest - reserve[i], last)], _I(1))
+        by_class[i] = 0
+        for j in range(length):
+            weight = table[steps[j]]
+            weights[i, j] = weight
+            if weight > 0:
+                by_class[i, labels[lo + j]] += weight
+        weights[i, length:] = 0
+
+
+@loop
+def count_slots(weights, labels, slot_of, first, count, classes, by_slot):  # type: ignore[no-untyped-def]
+    """As `pointer.count_slots`."""
+    for i in range(len(weights)):
+        lo, own = first[i], classes[i]
+        by_slot[i] = 0
+        for j in range(count[i]):
+            if labels[lo + j] == own:
+                by_slot[i, slot_of[lo + j]] += _I(weights[i, j])
+
+
 # -- steps of the networks for a few lanes (`nn/compiled.py`). They are in this file since Numba's cache looks
 # at the file of a function alone to see if it is up to date, not at those of the functions that it calls.
 

@@ -48,9 +48,9 @@ class Decoding:
                     break
                 history = tokens[:m, at : at + ORDERS].flip(1)
                 guess, kind = memory.guess(tokens, at, m)
-                cdf = cumulative(net.class_logits(k, history, guess, kind))
+                cdf = net.class_cdf(k, history, guess, kind)
                 classes = decoder.decode_rows(cdf, rows, active[at])
-                cdf = cumulative(net.slot_logits(classes))
+                cdf = net.slot_cdf(classes)
                 slots = decoder.decode_rows(cdf, rows, active[at], said[classes])
                 came = readout.token_of[classes, slots]
                 tokens[:m, ORDERS + at] = came

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from colazip.nn.exact import integer_product, tables
+from colazip.nn.exact import Mix, integer_product, tables
 from colazip.nn.grid import GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
 
 _TILE = 4096  # elements that a program has at once
@@ -232,8 +232,8 @@ def _step_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _table_kernel(  # type: ignore[no-untyped-def]
-    logits, table, cdf, rows, A: tl.constexpr, LAST: tl.constexpr, BITS: tl.constexpr, R: tl.constexpr,
-    C: tl.constexpr,
+    logits, table, cdf, own, pointed, rows, A: tl.constexpr, LAST: tl.constexpr, BITS: tl.constexpr,
+    MIX: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     column = tl.arange(0, C)
@@ -244,6 +244,11 @@ def _table_kernel(  # type: ignore[no-untyped-def]
     step = tl.minimum((top[:, None] - tl.where(inside, value, 0.0)) * 32.0, LAST * 1.0)
     weight = tl.load(table + rounded(step).to(tl.int32), mask=inside, other=0.0).to(tl.float64)
     whole = tl.sum(weight, 1)
+    if MIX:
+        said = tl.load(own + row, mask=row < rows, other=1).to(tl.float64)
+        more = tl.load(pointed + row[:, None] * A + column[None, :], mask=inside, other=0).to(tl.float64)
+        weight = weight * said[:, None] + more * whole[:, None]
+        whole = tl.sum(weight, 1)
     whole = tl.where(row < rows, whole, 1.0)
     share = (1.0 / whole) * ((1 << BITS) - A)
     frequency = tl.where(inside, tl.floor(weight * share[:, None]).to(tl.int32) + 1, 0)
@@ -252,6 +257,65 @@ def _table_kernel(  # type: ignore[no-untyped-def]
     at = row[:, None] * (A + 1) + column[None, :]
     tl.store(cdf + at + 1, tl.cumsum(frequency, 1), mask=inside)
     tl.store(cdf + row * (A + 1), tl.zeros([R], tl.int32), mask=row < rows)
+
+
+@triton.jit
+def _key_scores(x, keys, labels, lo, start, length, column, by, W: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which keys from `start` on are there, their classes, and the score of query x with each."""
+    key = start + tl.arange(0, N)
+    there = key < length
+    at = (lo + key)[:, None] * W + column[None, :]
+    found = tl.load(keys + at, mask=there[:, None] & (column < W)[None, :], other=0).to(tl.int32)
+    label = tl.load(labels + lo + key, mask=there, other=0)
+    return key, there, label, tl.sum(found * x[None, :], 1).to(tl.float32) * by
+
+
+@triton.jit
+def _point_kernel(  # type: ignore[no-untyped-def]
+    q, reserve, factor, keys, labels, first, count, table, own, by_class, weights, most, A: tl.constexpr,
+    W: tl.constexpr, LAST: tl.constexpr, N: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column, classes = tl.arange(0, C), tl.arange(0, P)
+    x = tl.load(q + row * W + column, mask=column < W, other=0).to(tl.int32)
+    by, mine = tl.load(factor), tl.load(reserve + row)
+    lo, length = tl.load(first + row), tl.load(count + row).to(tl.int32)
+    top = tl.zeros([1], tl.float32) + mine
+    for start in range(0, length, N):
+        key, there, label, scores = _key_scores(x, keys, labels, lo, start, length, column, by, W, N)
+        top = tl.maximum(top, tl.max(tl.where(there, scores, -float("inf")), 0))
+    tally = tl.zeros([P], tl.int32)
+    for start in range(0, length, N):
+        key, there, label, scores = _key_scores(x, keys, labels, lo, start, length, column, by, W, N)
+        gap = tl.minimum(top - scores, LAST * 1.0)
+        weight = tl.load(table + rounded(tl.where(there, gap, 0.0)).to(tl.int32)).to(tl.int32)
+        weight = tl.where(there, weight, 0)
+        tl.store(weights + row * most + key, weight.to(tl.uint8), mask=there)
+        tally += tl.sum(tl.where(label[:, None] == classes[None, :], weight[:, None], 0), 0)
+    tl.store(by_class + row * A + classes, tally, mask=classes < A)
+    gap = tl.minimum(top - mine, LAST * 1.0)
+    said = tl.load(table + rounded(gap).to(tl.int32)).to(tl.int32)
+    tl.store(own + row + tl.zeros([1], tl.int32), tl.maximum(said, 1))
+
+
+@triton.jit
+def _slots_kernel(  # type: ignore[no-untyped-def]
+    weights, labels, slot_of, first, count, chosen, by_slot, most, A: tl.constexpr, N: tl.constexpr,
+    P: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    slots = tl.arange(0, P)
+    lo, length, own = tl.load(first + row), tl.load(count + row).to(tl.int32), tl.load(chosen + row)
+    tally = tl.zeros([P], tl.int32)
+    for start in range(0, length, N):
+        key = start + tl.arange(0, N)
+        there = key < length
+        label = tl.load(labels + lo + key, mask=there, other=-1)
+        slot = tl.load(slot_of + lo + key, mask=there, other=0)
+        weight = tl.load(weights + row * most + key, mask=there, other=0).to(tl.int32)
+        weight = tl.where(label == own, weight, 0)
+        tally += tl.sum(tl.where(slot[:, None] == slots[None, :], weight[:, None], 0), 0)
+    tl.store(by_slot + row * A + slots, tally, mask=slots < A)
 
 
 @lru_cache(maxsize=256)
@@ -389,7 +453,7 @@ def attend_step(
     return y
 
 
-def cumulative(logits: Tensor) -> Tensor:
+def cumulative(logits: Tensor, mix: Mix | None = None) -> Tensor:
     """Cumulative integer frequencies of logits [N, A]: int32 [N, A + 1]."""
     rows, size = logits.shape
     cdf = torch.empty(rows, size + 1, dtype=torch.int32, device=logits.device)
@@ -397,10 +461,50 @@ def cumulative(logits: Tensor) -> Tensor:
     if rows:
         table = tables(logits.device)[1]
         grid = (triton.cdiv(rows, each),)
+        own, pointed = (cdf, cdf) if mix is None else (mix.own.contiguous(), mix.pointed.contiguous())
         _table_kernel[grid](
-            logits.contiguous(), table, cdf, rows, size, len(table) - 1, PRECISION, each, columns, **_EXACTLY
-        )
+            logits.contiguous(), table, cdf, own, pointed, rows, size, len(table) - 1, PRECISION,
+            mix is not None, each, columns, **_EXACTLY,
+        )  # fmt: skip
     return cdf
+
+
+def point(
+    query: Tensor,
+    reserve: Tensor,
+    factor: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    at: Tensor,
+    most: int,
+    classes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pointer.point`."""
+    rows, width = query.shape
+    own = torch.empty(rows, dtype=torch.int32, device=query.device)
+    by_class = torch.empty(rows, classes, dtype=torch.int32, device=query.device)
+    weights = torch.zeros(rows, most, dtype=torch.uint8, device=query.device)
+    if rows:
+        table = tables(query.device)[0]
+        _point_kernel[(rows,)](
+            query.contiguous(), reserve.contiguous(), factor, keys, labels, at[0].contiguous(),
+            at[1].contiguous(), table, own, by_class, weights, most, classes, width, len(table) - 1, 32,
+            _columns(width), _columns(classes), **_EXACTLY,
+        )  # fmt: skip
+    return own, by_class, weights
+
+
+def count_slots(
+    weights: Tensor, labels: Tensor, slot_of: Tensor, at: Tensor, classes: Tensor, slots: int
+) -> Tensor:
+    """As `pointer.plain_count_slots`."""
+    by_slot = torch.empty(len(weights), slots, dtype=torch.int32, device=weights.device)
+    if len(weights):
+        _slots_kernel[(len(weights),)](
+            weights, labels, slot_of, at[0].contiguous(), at[1].contiguous(), classes.contiguous(), by_slot,
+            weights.shape[1], slots, 32, _columns(slots), **_EXACTLY,
+        )  # fmt: skip
+    return by_slot
 
 
 assert GRID == 127.0 and VALUE_STEPS == 32.0 and TABLE_STEPS == 32  # which the kernels have as numbers

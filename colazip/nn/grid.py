@@ -10,6 +10,9 @@ import numpy as np
 GRID = 127.0  # operands of products are integers within +-GRID
 MAX_K = 1040  # 127 * 127 * 1040 < 2**24: sums of that many products are exact in float32
 ATTENTION_KEYS = 512  # 255 * 127 * 512 < 2**24
+POINTER_KEYS = 1024  # weights of so many keys add up to less than 2**18
+POINTER_RMS = 40.0  # of the integers of queries and keys of the pointer
+SHARES = 256  # of the weights of a slot, once the class is known: some are the network's, some pointed at
 VALUE_STEPS = 32.0  # attention values live on a grid of 1/32 within +-127/32
 TABLE_STEPS = 32  # tables of exp2 go in steps of 1/32
 PRECISION = 20  # frequencies of one table add up to 2**PRECISION, as the entropy coder wants

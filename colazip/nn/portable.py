@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from colazip.nn.grid import (
     FREQUENCY_TABLE,
     GRID,
     LOOKED_UP,
+    POINTER_RMS,
     PRECISION,
+    SHARES,
     VALUE_STEPS,
     alibi_slopes,
     ngram_rows,
@@ -40,6 +43,7 @@ _GRID = _F(GRID)
 TEMPERATURE_UNIT = _F(1e-4)
 _STEPS = _F(32.0)
 _VECTORS = 256  # that meet all tokens at once
+_ROOM = 32  # positions that caches of tokens begin with
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
@@ -64,20 +68,36 @@ def _inverse_rms(q: np.ndarray) -> np.ndarray | np.float32:
 
 def integer_softmax(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Integer weights [..., N] of log2 scores and their sum [..., 1]."""
+    return integer_softmax_of_steps(scores * _STEPS)  # a power of two rounds nothing
+
+
+def integer_softmax_of_steps(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of scores in steps of the table."""
     top = scores.max(-1, keepdims=True)
-    step = np.minimum(np.rint((top - scores) * _STEPS), _F(len(ATTENTION_TABLE) - 1))
+    step = np.minimum(np.rint(top - scores), _F(len(ATTENTION_TABLE) - 1))
     weights = ATTENTION_TABLE[step.astype(np.int32)]
     return weights, weights.sum(-1, keepdims=True)
 
 
-def cumulative(logits: np.ndarray) -> np.ndarray:
+class Mix(NamedTuple):
+    """`colazip.nn.exact.Mix` in NumPy."""
+
+    own: np.ndarray
+    pointed: np.ndarray
+
+
+def cumulative(logits: np.ndarray, mix: Mix | None = None) -> np.ndarray:
     """Logits float32 [N, A] in log2 units -> cumulative integer frequencies int32 [N, A + 1] up to
     2**PRECISION."""
     count = logits.shape[-1]
     top = logits.max(-1, keepdims=True)
     step = np.minimum(np.rint((top - logits) * _STEPS), _F(len(FREQUENCY_TABLE) - 1))
     weights = FREQUENCY_TABLE[step.astype(np.int32)].astype(np.float64)
-    share = (1.0 / weights.sum(-1, keepdims=True)) * float(2**PRECISION - count)
+    whole = weights.sum(-1, keepdims=True)
+    if mix is not None:
+        weights = weights * mix.own[:, None] + mix.pointed * whole
+        whole = weights.sum(-1, keepdims=True)
+    share = (1.0 / whole) * float(2**PRECISION - count)
     table = np.zeros((len(logits), count + 1), np.int32)
     freq = np.floor(weights * share).astype(np.int32) + 1
     freq[:, 0] += 2**PRECISION - freq.sum(-1, dtype=np.int32)
@@ -373,6 +393,90 @@ class Decoder:
         return h + self._down(_square(self._up(h)))
 
 
+class Pointer:
+    """`colazip.nn.pointer` in NumPy, over lanes that advance together."""
+
+    def __init__(self, weights: Weights, width: int) -> None:
+        self.width = width
+        self.factor = (weights["temperature"] * TEMPERATURE_UNIT) * _STEPS
+        self.offset = weights["offset"]
+
+    def start(self, lanes: int) -> None:
+        self._keys = np.zeros((lanes, _ROOM, self.width), np.int8)
+        self._labels = np.zeros((2, lanes, _ROOM), np.int32)
+
+    def tell(self, position: int, lanes: np.ndarray, classes: np.ndarray, slots: np.ndarray) -> None:
+        """What came at a position, int64 [n] each."""
+        self._labels[0][lanes, position], self._labels[1][lanes, position] = classes, slots
+
+    def aim(self, judged: np.ndarray, position: int, lanes: np.ndarray, classes: int) -> Mix:
+        """The mixture of the class of lanes int64 [n], given what is read off their states,
+        [n, 1 + 2 * W]."""
+        if position >= self._labels.shape[2]:
+            self._keys, self._labels = doubled(self._keys, 1), doubled(self._labels, 2)
+        reserve = (judged[:, 0] + self.offset) * _STEPS
+        both = level_rows(judged[:, 1:].reshape(-1, self.width)).reshape(-1, 2, self.width)
+        self._keys[lanes, position] = both[:, 1]
+        self._at, self._lanes = position, lanes
+        self._own, self._by_class, self._weights = self._point(both[:, 0], reserve, classes)
+        return Mix(self._own, self._by_class)
+
+    def _point(
+        self, query: np.ndarray, reserve: np.ndarray, classes: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        keys = self._keys[self._lanes, : self._at].astype(_F)
+        scores = (keys @ query[..., None])[..., 0] * self.factor
+        weights, _ = integer_softmax_of_steps(np.concatenate([scores, reserve[:, None]], -1))
+        pointed = weights[:, :-1].astype(np.int32)
+        return (
+            np.maximum(weights[:, -1], _ONE).astype(np.int32),
+            _tally(pointed, self._labels[0][self._lanes, : self._at], classes),
+            pointed,
+        )
+
+    def given_class(self, cdf: np.ndarray, classes: np.ndarray, slots: int) -> Mix:
+        """The mixture of the slot. cdf: int32 [n, C + 1], the tables that the classes int64 [n] came by."""
+        at = np.arange(len(classes))
+        pointed = self._by_class[at, classes]
+        total = (self._own + self._by_class.sum(-1)) * (cdf[at, classes + 1] - cdf[at, classes]).astype(
+            np.float64
+        )
+        share = np.minimum(np.rint(pointed * float(SHARES << PRECISION) / total), SHARES - 1).astype(np.int32)
+        by_slot = self._count_slots(classes, slots)
+        return Mix(np.maximum((SHARES - share) * pointed, 1), by_slot * share[:, None])
+
+    def _count_slots(self, classes: np.ndarray, slots: int) -> np.ndarray:
+        labels, slot_of = self._labels[:, self._lanes, : self._at]
+        return _tally(np.where(labels == classes[:, None], self._weights, 0), slot_of, slots)
+
+    def follow(self, lane: int) -> None:
+        follow(lane, self._keys, *self._labels)
+
+
+def level_rows(x: np.ndarray) -> np.ndarray:
+    """Rows [n, W] as integers of one root mean square."""
+    q = quantize_rows(x)[0]
+    return np.maximum(np.minimum(np.rint(q * (_inverse_rms(q) * _F(POINTER_RMS))), _GRID), -_GRID)
+
+
+def _tally(weights: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Sums of weights int32 [n, K] by their labels int32 [n, K]: int32 [n, count]."""
+    row = np.arange(len(weights))[:, None] * count
+    sums = np.bincount((labels + row).ravel(), weights.ravel(), len(weights) * count)  # of small integers
+    return sums.reshape(len(weights), count).astype(np.int32)
+
+
+def doubled(kept: np.ndarray, axis: int) -> np.ndarray:
+    """With room for as much again."""
+    return np.concatenate([kept, np.zeros_like(kept)], axis)
+
+
+def follow(lane: int, *states: np.ndarray) -> None:
+    """Make the states [lanes, ...] of all lanes that of `lane`."""
+    for state in states:
+        state[:] = state[lane].copy()
+
+
 class PortableNetworks:
     """`colazip.nn.steps.Networks` in NumPy. product: as `Weights` takes it."""
 
@@ -403,6 +507,10 @@ class PortableNetworks:
         if config.conditional:
             judges.append(coder.under("heed"))
             self._about = Linear(coder.under("about"), norm=True)
+        self._pointer = None
+        if config.pointer is not None:
+            judges += [coder.under(f"pointer.{name}") for name in ("sentinel", "both")]
+            self._pointer = Pointer(coder.under("pointer"), config.pointer)
         self._judge = Linear(*judges, norm=True)
         self._readout = Readout(tensors, root.under("readout"))
         self._tensors, self._product = tensors, product
@@ -422,12 +530,15 @@ class PortableNetworks:
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self._stack.caches(lanes), detail
+        if self._pointer is not None:
+            self._pointer.start(lanes)
         self._side = side
         if side is not None:
             self._alike = Alike(self._likeness, side.vectors)
             self._leaning = self._about(side.vectors)
 
     def context(self, position: int, previous: np.ndarray) -> None:
+        self._first = position * self._patch
         if position:
             before = self._embed(previous).reshape(len(previous), -1)
         else:
@@ -445,8 +556,10 @@ class PortableNetworks:
     def follow(self, lane: int) -> None:
         """Make the state of all lanes that of `lane`."""
         for cache in self._caches:
-            cache.key[:], cache.value[:] = cache.key[lane].copy(), cache.value[lane].copy()
-        self._slots[:] = self._slots[lane].copy()
+            follow(lane, cache.key, cache.value)
+        follow(lane, self._slots)
+        if self._pointer is not None:
+            self._pointer.follow(lane)
 
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
@@ -458,9 +571,19 @@ class PortableNetworks:
         self._bonus, logits = judged[:, :2] * known, judged[:, 2 : 2 + classes]
         logits[np.arange(len(h)), self._readout.class_of[guess]] += self._bonus[:, 0]
         if self._side is not None:
-            self._gates, self._asked = judged[:, 2 + classes :], self._which[lanes]
+            self._gates, self._asked = judged[:, 2 + classes : 4 + classes], self._which[lanes]
             logits = logits + self._gates[:, :1] * self._alike.classes[self._asked]
-        return self._table(logits)
+        mix = None
+        if self._pointer is not None:
+            position = self._first + token
+            if position:
+                came = history[:, 0]
+                classes_came, slots_came = self._readout.class_of[came], self._readout.slot_of[came]
+                self._pointer.tell(position - 1, lanes, classes_came, slots_came)
+            judged = judged[:, -1 - 2 * self._pointer.width :]
+            mix = self._pointer.aim(judged, position, lanes, classes)
+        self._cdf = self._table(logits, mix)
+        return self._cdf
 
     def _recall(self, history: np.ndarray, guess: np.ndarray, kind: np.ndarray) -> np.ndarray:
         """Rows of the tokens before, of their n-grams, and of the memory's guess and its kind, [m, R]."""
@@ -488,16 +611,19 @@ class PortableNetworks:
     def _slot_logits_of(self, classes: np.ndarray) -> np.ndarray:
         return self._readout.slots(self._states, classes)
 
-    def _table(self, logits: np.ndarray) -> np.ndarray:
-        return cumulative(logits)
+    def _table(self, logits: np.ndarray, mix: Mix | None) -> np.ndarray:
+        return cumulative(logits, mix)
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
         logits = self._slot_logits_of(classes)
         same = (self._readout.class_of[self._guess] == classes).astype(_F)
         logits[np.arange(len(classes)), self._readout.slot_of[self._guess]] += self._bonus[:, 1] * same
         if self._side is not None:
-            logits = logits + self._gates[:, 1:] * self._alike.slots(self._asked, classes)
-        return self._table(self._readout.gist_logits(logits, classes, self._detail))
+            logits = logits + self._gates[:, 1:2] * self._alike.slots(self._asked, classes)
+        mix = None
+        if self._pointer is not None:
+            mix = self._pointer.given_class(self._cdf, classes, self._config.slots)
+        return self._table(self._readout.gist_logits(logits, classes, self._detail), mix)
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._readout.token_of[classes, slots]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from colazip.config import EncoderConfig, ModelConfig, StackConfig
 from colazip.memory import KINDS, TOKEN_BITS
-from colazip.nn.grid import MAX_K
+from colazip.nn.grid import MAX_K, POINTER_KEYS
 
 Shape = tuple[int, ...]
 _MAX_HIDDEN = 1024
@@ -73,6 +73,14 @@ def coding_shapes(config: ModelConfig) -> dict[str, tuple[Shape, str]]:
         quantized(f"vae.coder.ups.{i}", hidden, local)
         quantized(f"vae.coder.downs.{i}", local, hidden)
     quantized("vae.coder.trust", 2, local)
+    if config.pointer is not None:
+        if config.segment * patch > POINTER_KEYS:
+            raise ValueError(f"segments of {config.segment * patch} tokens: {POINTER_KEYS} can be pointed at")
+        if max(config.classes, config.slots) > 128:
+            raise ValueError("what is pointed at can be mixed with at most 128 classes and slots")
+        quantized("vae.coder.pointer.both", 2 * config.pointer, local)
+        quantized("vae.coder.pointer.sentinel", 1, local)
+        found["vae.coder.pointer.temperature"] = found["vae.coder.pointer.offset"] = (1,), "float32"
     if config.conditional:
         quantized("vae.coder.about", config.coder.width, config.vector)
         quantized("vae.coder.heed", 2, local)

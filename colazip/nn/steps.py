@@ -15,6 +15,7 @@ from colazip.memory import BlockMemory
 from colazip.names import TokenNames
 from colazip.nn.exact import cumulative, has_triton
 from colazip.nn.loading import block_memory, compiled_loops, load_kernels
+from colazip.nn.pointer import TokenCache
 from colazip.nn.vae import TextVAE, Told
 from colazip.side import Side
 
@@ -48,8 +49,9 @@ class Networks(Protocol):
     def class_table(
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
-        """Tables of the class of one token of the patch, for lanes int64 [m]; tokens before int64 [m, 3],
-        latest first, and the memory's guesses and kinds int64 [m]."""
+        """Tables of the class of one token of the patch, each asked for in turn; lanes int64 [m]: those still
+        active, in any order; tokens before int64 [m, 3], latest first, and the memory's guesses and kinds
+        int64 [m]."""
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
         """Tables of the slots of the tokens last asked for, given their classes int64 [m]."""
@@ -128,6 +130,8 @@ class TorchNetworks:
 
     def start(self, lanes: int, detail: int, side: Side | None = None) -> None:
         self._caches, self._detail = self.vae.coder.stack.caches(lanes), detail
+        pointer = self.vae.coder.pointer
+        self._tokens = None if pointer is None else TokenCache(pointer, lanes)
         self._told = self._tell(side)
 
     def _tell(self, side: Side | None) -> Told | None:
@@ -145,6 +149,7 @@ class TorchNetworks:
 
     def advance(self, position: int, previous: Tensor) -> None:
         """`context`, of tokens int64 [n, K]."""
+        self._first = position * self._config.patch
         if position:
             before = self.vae.embed_patches(previous)
         else:
@@ -160,38 +165,43 @@ class TorchNetworks:
         self, token: int, lanes: np.ndarray, history: np.ndarray, guess: np.ndarray, kind: np.ndarray
     ) -> np.ndarray:
         asked = self._tensor(np.column_stack([lanes, guess, kind, history]))  # one transfer
-        at = asked[:, 0]
-        which = None if self._told is None else self._which[at]
-        slots = self._slots[at, token]
-        return table(self._class_logits(slots, which, asked[:, 3:], asked[:, 1], asked[:, 2]))
+        return on_host(self._class_cdf(token, asked[:, 0], asked[:, 3:], asked[:, 1], asked[:, 2]))
 
-    def class_logits(self, token: int, history: Tensor, guess: Tensor, kind: Tensor) -> Tensor:
-        """What `class_table` is the table of, of the first n lanes: history int64 [n, 3], guess and kind
-        int64 [n]."""
-        which = None if self._told is None else self._which[: len(guess)]
-        return self._class_logits(self._slots[: len(guess), token], which, history, guess, kind)
+    def class_cdf(self, token: int, history: Tensor, guess: Tensor, kind: Tensor) -> Tensor:
+        """`class_table` of the first n lanes: history int64 [n, 3], guess and kind int64 [n]."""
+        return self._class_cdf(token, torch.arange(len(guess), device=self.device), history, guess, kind)
 
-    def _class_logits(
-        self, slots: Tensor, which: Tensor | None, history: Tensor, guess: Tensor, kind: Tensor
-    ) -> Tensor:
+    def _class_cdf(self, token: int, lanes: Tensor, history: Tensor, guess: Tensor, kind: Tensor) -> Tensor:
         vae = self.vae
+        slots = self._slots[lanes, token]
         self._states = vae.coder.tokens(slots, history, guess, kind, vae.embed)
         self._guess = vae.coder.weigh(self._states, guess, kind)
-        lift = None
-        if self._told is not None and which is not None:
-            self._asked, self._gates = which, vae.gates(self._states)
-            lift = vae.lift_classes(self._gates, self._told, which)
-        return vae.readout.class_logits(self._states, self._guess, lift)
+        lift = mix = None
+        if self._told is not None:
+            self._asked, self._gates = self._which[lanes], vae.gates(self._states)
+            lift = vae.lift_classes(self._gates, self._told, self._asked)
+        if self._tokens is not None:
+            position = self._first + token
+            if position:
+                came = history[:, 0]
+                self._tokens.tell(position - 1, lanes, vae.readout.class_of[came], vae.readout.slot_of[came])
+            self._aim = self._tokens.step(self._states, position, lanes, self._config.classes)
+            mix = self._aim.of_class()
+        self._cdf = cumulative(vae.readout.class_logits(self._states, self._guess, lift), mix)
+        return self._cdf
 
     def slot_table(self, classes: np.ndarray) -> np.ndarray:
-        return table(self.slot_logits(self._tensor(classes)))
+        return on_host(self.slot_cdf(self._tensor(classes)))
 
-    def slot_logits(self, classes: Tensor) -> Tensor:
-        """What `slot_table` is the table of: int64 [n]."""
-        lift = None
+    def slot_cdf(self, classes: Tensor) -> Tensor:
+        """`slot_table`: int64 [n]."""
+        lift = mix = None
         if self._told is not None:
             lift = self.vae.lift_slots(self._gates, self._told, self._asked, classes)
-        return self.vae.readout.gist_logits(self._states, classes, self._detail, self._guess, lift)
+        if self._tokens is not None:
+            mix = self._aim.given_class(self._cdf, classes, self._tokens.known, self._config.slots)
+        logits = self.vae.readout.gist_logits(self._states, classes, self._detail, self._guess, lift)
+        return cumulative(logits, mix)
 
     def tokens(self, classes: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self._names.token_of[classes, slots]
@@ -213,7 +223,7 @@ class TorchNetworks:
         detail: int,
         side: Side | None = None,
     ) -> np.ndarray:
-        return table(self.rare_logits(tokens, counts, where, detail, side))
+        return on_host(cumulative(self.rare_logits(tokens, counts, where, detail, side)))
 
     def rare_best(
         self,
@@ -235,9 +245,8 @@ class TorchNetworks:
         return self.vae.rare_logits(patches, real, self._tensor(where).view(shape), detail, self._tell(side))
 
 
-def table(logits: Tensor) -> np.ndarray:
-    """Cumulative integer frequencies of logits [N, A], on the host: int32 [N, A + 1]."""
-    cdf = cumulative(logits)
+def on_host(cdf: Tensor) -> np.ndarray:
+    """Tables as NumPy has them."""
     if not cdf.is_cuda:
         return cdf.numpy()
     # Into pinned memory, several times faster than what `cpu` does.

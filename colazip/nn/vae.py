@@ -19,6 +19,7 @@ from colazip.nn.exact import ExactEmbedding, ExactLinear, ExactReadout, exact_ml
 from colazip.nn.grid import CLOSED, ngram_rows
 from colazip.nn.layers import ExactStack, StepCache
 from colazip.nn.likeness import Alike, Likeness
+from colazip.nn.pointer import Pointer
 
 
 def _stack(config: StackConfig, *, causal: bool) -> ExactStack:
@@ -91,6 +92,7 @@ class Coder(nn.Module):
         self.ups = nn.ModuleList(ExactLinear(local, config.local_hidden, norm=True) for _ in range(2))
         self.downs = nn.ModuleList(ExactLinear(config.local_hidden, local, zero=True) for _ in range(2))
         self.heed = ExactLinear(local, 2, norm=True, zero=True) if config.conditional else None
+        self.pointer = None if config.pointer is None else Pointer(local, config.pointer)
 
     def _detail(self, detail: int, device: torch.device) -> Tensor:
         level: Tensor = self.details(torch.full((), detail, dtype=torch.long, device=device))

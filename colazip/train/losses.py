@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from colazip.nn.vae import TextVAE, Told, embedded_history, real_tokens, token_history
+from colazip.nn.pointer import Shares
+from colazip.nn.vae import TextVAE, TokenReadout, Told, embedded_history, real_tokens, token_history
 
 LN2 = 0.6931471805599453
 
@@ -57,6 +58,18 @@ class Coded(NamedTuple):
     real: Tensor
     told: Told | None
     which: Tensor | None
+    shares: Shares | None
+
+    def bits(self, readout: TokenReadout) -> tuple[Tensor, Tensor]:
+        """Of the classes and of the slots that a gist says, [N] each."""
+        by_class = bits_of(self.class_logits, readout.class_of[self.targets])
+        by_slot = bits_of(self.slot_logits, readout.slot_of[self.named])
+        if self.shares is None:
+            return by_class, by_slot
+        own, same_class, same_token = self.shares
+        both = -torch.log2(own * torch.exp2(-by_class - by_slot) + same_token)
+        by_class = -torch.log2(own * torch.exp2(-by_class) + same_class)
+        return by_class, both - by_class
 
 
 def code(
@@ -92,6 +105,15 @@ def code(
     slots = slots.flatten(0, 2) if whole else slots.flatten(0, 2)[at]
     states = model.coder.tokens(slots, history, guess, kind, model.embed, before)
     weighed = model.coder.weigh(states, guess, kind)
+    shares = None
+    if model.coder.pointer is not None:
+        table = states
+        if not whole:
+            table = states.new_zeros(tokens.numel(), states.shape[1]).index_copy(0, at, states)
+        shares = model.coder.pointer.shares(
+            table.view(*tokens.shape, -1), readout.class_of[tokens], gist, fast=fast
+        )
+        shares = shares if whole else Shares(*(share[at] for share in shares))
     targets = tokens.flatten()[at]
     classes = readout.class_of[targets]
     which = lift = slot_lift = None
@@ -108,6 +130,7 @@ def code(
         real,
         told,
         which,
+        shares,
     )
 
 
@@ -138,8 +161,7 @@ def compute(
     tokens, and their kinds, int64 [2, B, P * K]; detail: which gist; about: what it is coded given."""
     readout = model.readout
     coded = code(model, tokens, counts, guesses, detail, fast=fast, about=about, whole=False)
-    class_bits = bits_of(coded.class_logits, readout.class_of[coded.targets]).sum()
-    slot_bits = bits_of(coded.slot_logits, readout.slot_of[coded.named]).sum()
+    class_bits, slot_bits = (bits.sum() for bits in coded.bits(readout))
     is_open = readout.is_open(coded.named, detail).nonzero()[:, 0]
     rare = rare_logits(model, coded, is_open, detail, fast=fast)
     wanted = readout.slot_of[coded.targets[is_open]]

@@ -33,14 +33,15 @@ def padded_sums(
     readout = model.readout
     coded = code(model, tokens, counts, guesses, detail, fast=fast, about=about, whole=True)
     weight = coded.real.flatten().float()
+    class_bits, slot_bits = coded.bits(readout)
     is_open = readout.is_open(coded.named, detail).float() * weight
     some = torch.argsort(is_open, descending=True)[:room]
     rare = rare_logits(model, coded, some, detail, fast=fast)
     return torch.stack(
         [
             weight.sum(),
-            (bits_of(coded.class_logits, readout.class_of[coded.targets]) * weight).sum(),
-            (bits_of(coded.slot_logits, readout.slot_of[coded.named]) * weight).sum(),
+            (class_bits * weight).sum(),
+            (slot_bits * weight).sum(),
             (bits_of(rare, readout.slot_of[coded.targets[some]]) * is_open[some]).sum(),
             is_open.sum(),
         ]

@@ -58,6 +58,7 @@ def tiny() -> Recipe:
         code_sizes=(4, 8),
         search_encoder=EncoderConfig(16, 1, 2, 32),
         conditional=True,
+        pointer=16,
     )
     return Recipe(
         model,

@@ -130,7 +130,7 @@ def test_the_inverse_rms_is_rounded_as_ieee_says() -> None:
     q = torch.randint(-127, 128, (5000, 48), generator=seeded(20)).float()
     squares = (q.numpy().astype(np.int64) ** 2).sum(-1, keepdims=True).astype(np.float32)
     expected = np.float32(1) / np.sqrt(squares / np.float32(48))
-    assert np.array_equal(exact._inverse_rms(q).numpy(), expected)
+    assert np.array_equal(exact.inverse_rms(q).numpy(), expected)
 
 
 # ExactLinear, ExactEmbedding, ExactReadout
@@ -360,7 +360,7 @@ def test_products_with_all_classes_and_the_own_one_picked(monkeypatch: pytest.Mo
     x = torch.randn(50, 32, generator=seeded(3))
     group = torch.randint(0, 6, (50,), generator=seeded(4))
     q, _ = quantize_rows(x)
-    factor = exact._inverse_rms(q)
+    factor = exact.inverse_rms(q)
     picked = exact._picked_product(q.to(torch.int8), readout.q, readout.scale, factor, group)
     assert torch.equal(picked, readout(x, group))
     none = exact._picked_product(q[:0].to(torch.int8), readout.q, readout.scale, factor[:0], group[:0])

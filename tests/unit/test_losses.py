@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,10 @@ from colazip.encode import LaneEncoder
 from colazip.lanes import lay_out
 from colazip.memory import KINDS, recall
 from colazip.nn.vae import TextVAE, real_tokens, token_history
+from colazip.pretrained import Model
 from colazip.train.losses import Terms, compute
-from tests.tiny_model import passages, tiny_codec
+from tests.pointing_model import pointing_model
+from tests.tiny_model import passages, tiny_codec, tiny_model
 
 DETAILS = range(3)
 
@@ -69,8 +73,9 @@ def paid_and_estimated(codec: Codec, detail: int) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize("detail", DETAILS)
-def test_bits_are_what_the_coder_pays(detail: int) -> None:
-    paid, estimated, terms = paid_and_estimated(tiny_codec(), detail)
+@pytest.mark.parametrize("model", [tiny_model, pointing_model])
+def test_bits_are_what_the_coder_pays(model: Callable[[], Model], detail: int) -> None:
+    paid, estimated, terms = paid_and_estimated(Codec(model()), detail)
     # Logits are cut to steps of 1/32, a slot at least has a share of 2**-20, and one that is closed too.
     assert paid == pytest.approx(estimated, rel=2e-3)
     assert (terms.open == 0) == (paid[1] == 0)
@@ -97,6 +102,12 @@ def test_bits_are_those_of_one_pass_by_hand(tiny_vae: TextVAE, tiny_config: Mode
     named, classes = gist.flatten(), readout.class_of[tokens[0]]
     class_bits = bits_of(readout.class_logits(states, weighed), classes)
     slot_bits = bits_of(readout.gist_logits(states, classes, detail, weighed), readout.slot_of[named])
+    assert tiny_vae.coder.pointer is not None
+    shares = tiny_vae.coder.pointer.shares(states[None], classes[None], named[None], fast=False)
+    assert (shares.same_token > 0).any() and (shares.own < 1).any()
+    token_share = shares.own * 2.0 ** -(class_bits + slot_bits) + shares.same_token
+    class_bits = -torch.log2(shares.own * 2.0**-class_bits + shares.same_class)
+    slot_bits = -torch.log2(token_share) - class_bits
     where = readout.is_open(gist, detail)
     rare = tiny_vae.rare_logits(gist, real, where, detail)
     wanted = readout.slot_of[x[where]]

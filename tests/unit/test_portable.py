@@ -18,11 +18,11 @@ from colazip.errors import ModelError, UsageError
 from colazip.nn import portable
 from colazip.nn.compiled import CompiledNetworks, loop_product
 from colazip.nn.dit import DiT
-from colazip.nn.exact import frequencies, quantize_rows
+from colazip.nn.exact import cumulative, frequencies, quantize_rows
 from colazip.nn.grid import MAX_K
 from colazip.nn.quick import int8_product
 from colazip.nn.shapes import coding_shapes
-from colazip.nn.steps import TorchNetworks, table
+from colazip.nn.steps import TorchNetworks
 from colazip.nn.vae import TextVAE
 from colazip.pretrained import Model, from_networks, load, save_pretrained
 from colazip.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ def test_rounding_and_frequencies_are_the_same(seed: int, width: int, scale: flo
         assert portable._inverse_rms(row) == portable._inverse_rms(rows)[i, 0]
     logits = (rng.standard_normal((5, width)) * 8).astype(np.float32)
     mine = portable.cumulative(logits)
-    assert np.array_equal(mine, table(torch.from_numpy(logits)))
+    assert np.array_equal(mine, cumulative(torch.from_numpy(logits)).numpy())
     assert np.array_equal(np.diff(mine), frequencies(torch.from_numpy(logits)).numpy())
 
 
