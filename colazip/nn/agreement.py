@@ -19,7 +19,7 @@ from colazip.nn.exact import (
     softmax_of_steps,
 )
 from colazip.nn.grid import GRID, TABLE_STEPS, VALUE_STEPS
-from colazip.nn.pointer import Aim, plain_count_slots, plain_point
+from colazip.nn.pointer import level_rows, plain_mix_slots, plain_point
 
 
 def agree(kernels: Any, device: torch.device) -> bool:
@@ -145,10 +145,14 @@ def _same_pointing(kernels: Any, numbers: Any, integers: Any, width: int) -> boo
             torch.equal(cdf[:, 1:], frequencies(logits, Mix(*theirs[:2])).cumsum(-1, dtype=torch.int32))
         )
         own = (each[: len(query)] * 5) % classes
-        counted = kernels.count_slots(mine[2], labels, slot_of, at, own, slots)
-        found.append(torch.equal(counted, plain_count_slots(theirs[2], labels, slot_of, at, own, slots)))
-        mix = Aim(*theirs, at).share(cdf, own, counted)
+        given = labels, slot_of, cdf, own, slots
+        mixed, plain = kernels.mix_slots(*mine, at, *given), plain_mix_slots(*theirs, at, *given)
+        found += [torch.equal(a, b) for a, b in zip(mixed, plain, strict=True)]
         logits = numbers(len(query), slots, spread=1.0)
-        cdf = kernels.cumulative(logits, mix)
-        found.append(torch.equal(cdf[:, 1:], frequencies(logits, mix).cumsum(-1, dtype=torch.int32)))
+        cdf = kernels.cumulative(logits, Mix(*mixed))
+        found.append(torch.equal(cdf[:, 1:], frequencies(logits, Mix(*plain)).cumsum(-1, dtype=torch.int32)))
+    rows = numbers(50, 2 * width)
+    rows[3] = 0.0
+    leveled = level_rows(rows.view(-1, width)).to(torch.int8)
+    found.append(torch.equal(kernels.level(rows, width), leveled.view(50, 2, width)))
     return all(found) and bool((mine[1] > 0).any())

@@ -16,10 +16,10 @@ from colazip.memory import KINDS, BlockMemory
 from colazip.nn import portable
 from colazip.nn.exact_loops import (
     advance,
-    count_slots,
     cumulative,
     cumulative_mix,
     judge_tokens,
+    mix_slots,
     multiply,
     point,
     recall_rows,
@@ -79,12 +79,15 @@ class _Pointer(portable.Pointer):
         )  # fmt: skip
         return own, by_class, weights
 
-    def _count_slots(self, classes: np.ndarray, slots: int) -> np.ndarray:
-        by_slot = np.empty((len(classes), slots), np.int32)
+    def given_class(self, cdf: np.ndarray, classes: np.ndarray, slots: int) -> portable.Mix:
+        mixed, pointed = np.empty(len(classes), np.int32), np.empty((len(classes), slots), np.int32)
         labels, slot_of = self._labels.reshape(2, -1)
         count = np.full(len(classes), self._at)
-        count_slots(self._weights, labels, slot_of, self._first(), count, classes, by_slot)
-        return by_slot
+        mix_slots(
+            self._own, self._by_class, self._weights, self._first(), count, labels, slot_of, cdf, classes,
+            mixed, pointed,
+        )  # fmt: skip
+        return portable.Mix(mixed, pointed)
 
 
 class CompiledNetworks(portable.PortableNetworks):

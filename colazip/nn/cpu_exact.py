@@ -173,13 +173,29 @@ def point(
     return own, by_class, weights
 
 
-def count_slots(
-    weights: Tensor, labels: Tensor, slot_of: Tensor, at: Tensor, classes: Tensor, slots: int
-) -> Tensor:
-    """As `pointer.plain_count_slots`."""
-    by_slot = torch.empty(len(weights), slots, dtype=torch.int32)
-    loops.count_slots(
-        weights.numpy(), labels.numpy(), slot_of.numpy(), *at.numpy(), classes.contiguous().numpy(),
-        by_slot.numpy(),
+def level(x: Tensor, width: int) -> Tensor:
+    """`pointer.level_rows` of two rows side by side: float32 [N, 2 * W] -> int8 [N, 2, W]."""
+    q = torch.empty(len(x), 2, width, dtype=torch.int8)
+    loops.level_rows(x.numpy(), width, q.numpy())
+    return q
+
+
+def mix_slots(
+    own: Tensor,
+    by_class: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    labels: Tensor,
+    slot_of: Tensor,
+    cdf: Tensor,
+    classes: Tensor,
+    slots: int,
+) -> tuple[Tensor, Tensor]:
+    """As `pointer.plain_mix_slots`."""
+    mixed = torch.empty(len(weights), dtype=torch.int32)
+    pointed = torch.empty(len(weights), slots, dtype=torch.int32)
+    loops.mix_slots(
+        own.numpy(), by_class.numpy(), weights.numpy(), *at.numpy(), labels.numpy(), slot_of.numpy(),
+        cdf.numpy(), classes.contiguous().numpy(), mixed.numpy(), pointed.numpy(),
     )  # fmt: skip
-    return by_slot
+    return mixed, pointed

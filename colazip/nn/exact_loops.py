@@ -18,11 +18,11 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from colazip.nn.grid import GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
+from colazip.nn.grid import GRID, POINTER_RMS, PRECISION, SHARES, TABLE_STEPS, VALUE_STEPS
 from colazip.nn.loops import loop
 
 _F, _I, _H, _D = np.float32, np.int32, np.int16, np.float64
-_GRID, _STEPS, _VALUES = _F(GRID), _F(TABLE_STEPS), _F(VALUE_STEPS)
+_GRID, _STEPS, _VALUES, _RMS = _F(GRID), _F(TABLE_STEPS), _F(VALUE_STEPS), _F(POINTER_RMS)
 _MAGNITUDE = _I(0x7FFFFFFF)  # the bits of a float32 but its sign
 _SMALLEST = _I(np.array(2.0**-121, _F).view(_I))  # as in `quantize_rows`; positive floats order as their bits
 _ONE = _I(np.array(1.0, _F).view(_I))
@@ -396,8 +396,8 @@ def cumulative_mix(logits, table, own, pointed, cdf):  # type: ignore[no-untyped
 def point(query, reserve, factor, keys, labels, first, count, table, own, by_class, weights):  # type: ignore[no-untyped-def]
     """As `pointer.point`; first, count: where the keys of each row begin and how many there are."""
     rows, known = query.reshape(-1), keys.reshape(-1)
-    width, most, last = query.shape[1], weights.shape[1], _F(len(table) - 1)
-    scores, steps = np.empty(most, _F), np.empty(most, np.uint32)
+    width, last = query.shape[1], _F(len(table) - 1)
+    scores = np.empty(weights.shape[1], _F)
     for i in range(len(query)):
         lo, length = first[i], count[i]
         top = _order(_as_bits(reserve[i]))
@@ -406,27 +406,53 @@ def point(query, reserve, factor, keys, labels, first, count, table, own, by_cla
             scores[j] = score
             top = max(top, _order(_as_bits(score)))
         highest = _as_float(_order(top))
-        for j in range(length):
-            steps[j] = _step(highest - scores[j], last)
         own[i] = max(table[_step(highest - reserve[i], last)], _I(1))
         by_class[i] = 0
+        weights[i] = 0
         for j in range(length):
-            weight = table[steps[j]]
-            weights[i, j] = weight
-            if weight > 0:
+            if highest - scores[j] < last:  # few are: the end of the table is 0
+                weight = table[_step(highest - scores[j], last)]
+                weights[i, j] = weight
                 by_class[i, labels[lo + j]] += weight
-        weights[i, length:] = 0
 
 
 @loop
-def count_slots(weights, labels, slot_of, first, count, classes, by_slot):  # type: ignore[no-untyped-def]
-    """As `pointer.count_slots`."""
+def level_rows(x, width, q):  # type: ignore[no-untyped-def]
+    """As `pointer.level_rows`, of two rows side by side: [N, 2 * W] -> int8 [N, 2, W]."""
+    for i in range(len(x)):
+        for part in range(2):
+            row, out = x[i, part * width : (part + 1) * width], q[i, part]
+            _round_row(row, _top(row), out)
+            squares = _I(0)
+            for j in range(width):
+                squares += _I(out[j]) * _I(out[j])
+            mean = _F(max(squares, _I(1))) / _F(width)
+            by = (_F(1.0) / _F(np.sqrt(_D(mean)))) * _RMS
+            for j in range(width):
+                value = np.rint(_F(out[j]) * by)
+                value = value if value < _GRID else _GRID
+                out[j] = _I(value if value > -_GRID else -_GRID)
+
+
+@loop
+def mix_slots(own, by_class, weights, first, count, labels, slot_of, cdf, classes, mixed, pointed):  # type: ignore[no-untyped-def]
+    """As `pointer.plain_mix_slots`."""
     for i in range(len(weights)):
-        lo, own = first[i], classes[i]
-        by_slot[i] = 0
+        lo, came = first[i], classes[i]
+        pointed[i] = 0
+        whole = by_class[i, came]
+        if whole == 0:
+            mixed[i] = 1
+            continue
+        total = np.int64(own[i])
+        for c in range(by_class.shape[1]):
+            total += np.int64(by_class[i, c])
+        total *= np.int64(cdf[i, came + 1] - cdf[i, came])
+        share = min(_I(np.rint(_D(whole) * _D(SHARES * _TOTAL) / _D(total))), _I(SHARES - 1))
+        mixed[i] = max((_I(SHARES) - share) * whole, _I(1))
         for j in range(count[i]):
-            if labels[lo + j] == own:
-                by_slot[i, slot_of[lo + j]] += _I(weights[i, j])
+            if labels[lo + j] == came:
+                pointed[i, slot_of[lo + j]] += _I(weights[i, j]) * share
 
 
 # -- steps of the networks for a few lanes (`nn/compiled.py`). They are in this file since Numba's cache looks

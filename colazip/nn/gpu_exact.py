@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from colazip.nn.exact import Mix, integer_product, tables
-from colazip.nn.grid import GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
+from colazip.nn.grid import GRID, POINTER_RMS, PRECISION, TABLE_STEPS, VALUE_STEPS
+from colazip.nn.pointer import share_slots
 
 _TILE = 4096  # elements that a program has at once
 _EXACTLY = {"enable_fp_fusion": False}
@@ -494,17 +495,32 @@ def point(
     return own, by_class, weights
 
 
-def count_slots(
-    weights: Tensor, labels: Tensor, slot_of: Tensor, at: Tensor, classes: Tensor, slots: int
-) -> Tensor:
-    """As `pointer.plain_count_slots`."""
+def level(x: Tensor, width: int) -> Tensor:
+    """`pointer.level_rows` of two rows side by side: float32 [N, 2 * W] -> int8 [N, 2, W]."""
+    q, factor = quantize(x.reshape(-1, width), norm=True)
+    leveled = (q.float() * (factor * POINTER_RMS)).round_().clamp_(-GRID, GRID)
+    return leveled.to(torch.int8).view(len(x), 2, width)
+
+
+def mix_slots(
+    own: Tensor,
+    by_class: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    labels: Tensor,
+    slot_of: Tensor,
+    cdf: Tensor,
+    classes: Tensor,
+    slots: int,
+) -> tuple[Tensor, Tensor]:
+    """As `pointer.plain_mix_slots`."""
     by_slot = torch.empty(len(weights), slots, dtype=torch.int32, device=weights.device)
     if len(weights):
         _slots_kernel[(len(weights),)](
             weights, labels, slot_of, at[0].contiguous(), at[1].contiguous(), classes.contiguous(), by_slot,
             weights.shape[1], slots, 32, _columns(slots), **_EXACTLY,
         )  # fmt: skip
-    return by_slot
+    return share_slots(own, by_class, cdf, classes, by_slot)
 
 
 assert GRID == 127.0 and VALUE_STEPS == 32.0 and TABLE_STEPS == 32  # which the kernels have as numbers

@@ -67,13 +67,26 @@ class Pointer(nn.Module):
         self.sentinel = ExactLinear(local, 1, norm=True, zero=True)
         self.temperature = nn.Parameter(torch.full((1,), _SHARPNESS))
         self.offset = nn.Parameter(torch.full((1,), _RESERVE))
+        self._joined: tuple[Tensor, Tensor] | None = None  # both matrices and their scales, once frozen
         with torch.no_grad():  # states that are alike meet from the start
             self.both.trainable[width:] = self.both.trainable[:width]
 
     def keys(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys as integers, [..., W] each."""
+        """Queries and keys as integers in float32, [..., W] each."""
         query, key = self.both(states).unflatten(-1, (2, -1)).unbind(-2)
         return level_rows(query), level_rows(key)
+
+    def read(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Without gradients, of states [N, L]: queries and keys int8 [N, W] each, scores of sentinels [N]."""
+        if self.both.weight is None and (kernels := exact_kernels(states.device)) is not None:
+            if self._joined is None:
+                parts = self.both, self.sentinel
+                self._joined = torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts])
+            found = kernels.linear(states, *self._joined, norm=True)
+            both = kernels.level(found[:, :-1], self.width)
+            return both[:, 0], both[:, 1], (found[:, -1] + self.offset) * float(TABLE_STEPS)
+        query, key = self.keys(states)
+        return query.to(torch.int8), key.to(torch.int8), self.reserve(states)
 
     def factor(self) -> Tensor:
         """What products of queries and keys are multiplied by for scores in steps of the table of weights."""
@@ -89,11 +102,11 @@ class Pointer(nn.Module):
         """Of queries and keys."""
         return len(self.both.q if self.both.weight is None else self.both.weight) // 2
 
-    def aim(self, query: Tensor, states: Tensor, known: Known, at: Tensor, most: int, classes: int) -> Aim:
-        """What tokens point at: their queries [N, W] and states [N, L]. at: as `Aim` has it; most: how many
-        keys any of them may look at."""
-        given = query.to(torch.int8), self.reserve(states), self.factor()
-        return Aim(*point(*given, known.keys, known.classes, at, most, classes), at)
+    def aim(self, query: Tensor, reserve: Tensor, known: Known, at: Tensor, most: int, classes: int) -> Aim:
+        """What tokens point at, given what `read` says of them. at: as `Aim` has it; most: how many keys any
+        of them may look at."""
+        found = point(query, reserve, self.factor(), known.keys, known.classes, at, most, classes)
+        return Aim(*found, at)
 
     def shares(self, states: Tensor, classes: Tensor, tokens: Tensor, *, fast: bool) -> Shares:
         """Of all tokens of whole segments: states [B, T, L], classes and tokens int64 [B, T] -> [B * T].
@@ -140,17 +153,9 @@ class Aim(NamedTuple):
 
     def given_class(self, cdf: Tensor, classes: Tensor, known: Known, slots: int) -> Mix:
         """The mixture of the slot. cdf: int32 [N, C + 1], the tables that the classes int64 [N] came by."""
-        return self.share(cdf, classes, count_slots(self.weights, known, self.at, classes, slots))
-
-    def share(self, cdf: Tensor, classes: Tensor, by_slot: Tensor) -> Mix:
-        """The same where what the slots weigh is known, int32 [N, S]."""
-        pointed = self.by_class.gather(1, classes[:, None])[:, 0]
-        low, high = (cdf.gather(1, (classes + i)[:, None])[:, 0] for i in (0, 1))
-        total = (self.own + self.by_class.sum(-1, dtype=torch.int32)).double() * (high - low)
-        # How much of the class's frequency came from what is pointed at, in so many parts.
-        share = torch.round(pointed.double() * float(SHARES << PRECISION) / total).clamp_max_(SHARES - 1)
-        share = share.to(torch.int32)
-        return Mix(((SHARES - share) * pointed).clamp_min_(1), by_slot * share[:, None])
+        kernels = exact_kernels(cdf.device)
+        mix = plain_mix_slots if kernels is None else kernels.mix_slots
+        return Mix(*mix(*self, known.classes, known.slots, cdf, classes, slots))
 
 
 def point(
@@ -206,21 +211,35 @@ def plain_point(
     return own, by_class, weights
 
 
-def count_slots(weights: Tensor, known: Known, at: Tensor, classes: Tensor, slots: int) -> Tensor:
-    """Weights of the slots of a class: uint8 [N, K], class of each int64 [N] -> int32 [N, S]."""
-    if (kernels := exact_kernels(weights.device)) is not None:
-        found: Tensor = kernels.count_slots(weights, known.classes, known.slots, at, classes, slots)
-        return found
-    return plain_count_slots(weights, known.classes, known.slots, at, classes, slots)
-
-
-def plain_count_slots(
-    weights: Tensor, labels: Tensor, slot_of: Tensor, at: Tensor, classes: Tensor, slots: int
-) -> Tensor:
-    """`count_slots`, operation by operation. labels, slot_of: int32 [M], the classes and slots of keys."""
+def plain_mix_slots(
+    own: Tensor,
+    by_class: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    labels: Tensor,
+    slot_of: Tensor,
+    cdf: Tensor,
+    classes: Tensor,
+    slots: int,
+) -> tuple[Tensor, Tensor]:
+    """`Aim.given_class`, operation by operation: own and pointed of the mixture. labels, slot_of: int32 [M],
+    classes and slots of the keys."""
     index = _index(at, weights.shape[1], len(labels))
     of_class = torch.where(labels[index] == classes[:, None], weights.float(), 0.0)
-    return _tally(of_class, slot_of[index], slots)
+    return share_slots(own, by_class, cdf, classes, _tally(of_class, slot_of[index], slots))
+
+
+def share_slots(
+    own: Tensor, by_class: Tensor, cdf: Tensor, classes: Tensor, by_slot: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same where it is known what the slots of the class weigh, int32 [N, S]."""
+    pointed = by_class.gather(1, classes[:, None])[:, 0]
+    low, high = (cdf.gather(1, (classes + i)[:, None])[:, 0] for i in (0, 1))
+    total = (own + by_class.sum(-1, dtype=torch.int32)).double() * (high - low)
+    # How much of the class's frequency came from what is pointed at, in so many parts.
+    share = torch.round(pointed.double() * float(SHARES << PRECISION) / total).clamp_max_(SHARES - 1)
+    share = share.to(torch.int32)
+    return ((SHARES - share) * pointed).clamp_min_(1), by_slot * share[:, None]
 
 
 def _runs(at: Tensor, most: int, width: int) -> Iterator[tuple[int, int, int, bool]]:
@@ -268,9 +287,8 @@ class WholeLanes:
         """What the next tokens point at, given their states [n, L]."""
         lo, hi = self._done, self._done + len(states)
         self._done = hi
-        query, key = self._pointer.keys(states)
-        self.known.keys[lo:hi] = key.to(torch.int8)
-        return self._pointer.aim(query, states, self.known, self._at[:, lo:hi], self._longest, classes)
+        query, self.known.keys[lo:hi], reserve = self._pointer.read(states)
+        return self._pointer.aim(query, reserve, self.known, self._at[:, lo:hi], self._longest, classes)
 
 
 class TokenCache:
@@ -299,7 +317,6 @@ class TokenCache:
             self._keys = torch.cat([self._keys[:n], torch.zeros_like(self._keys[:n])], 1)
             self._labels = torch.cat([self._labels[:, :n], torch.zeros_like(self._labels[:, :n])], 2)
             self._room *= 2
-        query, key = self._pointer.keys(states)
-        self._keys[lanes, position] = key.to(torch.int8)
+        query, self._keys[lanes, position], reserve = self._pointer.read(states)
         at = torch.stack([lanes * self._room, torch.full_like(lanes, position)])
-        return self._pointer.aim(query, states, self.known, at, position, classes)
+        return self._pointer.aim(query, reserve, self.known, at, position, classes)

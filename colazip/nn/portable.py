@@ -442,12 +442,9 @@ class Pointer:
             np.float64
         )
         share = np.minimum(np.rint(pointed * float(SHARES << PRECISION) / total), SHARES - 1).astype(np.int32)
-        by_slot = self._count_slots(classes, slots)
-        return Mix(np.maximum((SHARES - share) * pointed, 1), by_slot * share[:, None])
-
-    def _count_slots(self, classes: np.ndarray, slots: int) -> np.ndarray:
         labels, slot_of = self._labels[:, self._lanes, : self._at]
-        return _tally(np.where(labels == classes[:, None], self._weights, 0), slot_of, slots)
+        by_slot = _tally(np.where(labels == classes[:, None], self._weights, 0), slot_of, slots)
+        return Mix(np.maximum((SHARES - share) * pointed, 1), by_slot * share[:, None])
 
     def follow(self, lane: int) -> None:
         follow(lane, self._keys, *self._labels)

@@ -18,7 +18,7 @@ from colazip.nn import cpu_exact
 from colazip.nn.exact import Mix, frequencies, inverse_rms, quantize_rows
 from colazip.nn.grid import GRID, POINTER_KEYS, POINTER_RMS, PRECISION, SHARES
 from colazip.nn.loading import operation_by_operation
-from colazip.nn.pointer import Aim, Pointer, TokenCache, WholeLanes, level_rows, plain_point
+from colazip.nn.pointer import Aim, Known, Pointer, TokenCache, WholeLanes, level_rows, plain_point
 from colazip.nn.portable import level_rows as portable_level_rows
 from colazip.nn.shapes import coding_shapes
 from colazip.nn.vae import TextVAE
@@ -199,6 +199,7 @@ def test_what_can_not_be_exact_is_refused(tiny_config: ModelConfig, change: dict
 
 
 def test_an_aim_without_keys() -> None:
+    nothing = torch.zeros(0, dtype=torch.int32)
     aim = Aim(
         torch.tensor([255], dtype=torch.int32),
         torch.zeros(1, CLASSES, dtype=torch.int32),
@@ -206,5 +207,5 @@ def test_an_aim_without_keys() -> None:
         torch.zeros(2, 1, dtype=torch.int64),
     )
     cdf = torch.arange(CLASSES + 1, dtype=torch.int32)[None] * ((1 << PRECISION) // CLASSES)
-    mix = aim.share(cdf, torch.tensor([3]), torch.zeros(1, SLOTS, dtype=torch.int32))
+    mix = aim.given_class(cdf, torch.tensor([3]), Known(nothing, nothing, nothing), SLOTS)
     assert mix.own.item() == 1 and not mix.pointed.any()
