@@ -107,8 +107,8 @@ def _run(
     tensorboard: bool,
     console: Console,
 ) -> None:
-    """Train tokenizer, Text VAE, prior and search head by RECIPE ('tiny', 'default', 'default_gpu' or 'base')
-    and write a model folder.
+    """Train tokenizer, Text VAE, prior and search head by RECIPE ('tiny', 'default', 'default_gpu', 'large'
+    or 'base') and write a model folder.
 
     'paper_tiny' and 'paper_2b' train the full float model of arXiv 2605.06548 instead.
 

@@ -145,8 +145,8 @@ def _same_pointing(kernels: Any, numbers: Any, integers: Any, width: int) -> boo
             torch.equal(cdf[:, 1:], frequencies(logits, Mix(*theirs[:2])).cumsum(-1, dtype=torch.int32))
         )
         own = (each[: len(query)] * 5) % classes
-        given = labels, slot_of, cdf, own, slots
-        mixed, plain = kernels.mix_slots(*mine, at, *given), plain_mix_slots(*theirs, at, *given)
+        mixed = kernels.mix_slots(*mine, at, labels, slot_of, cdf, own, slots)
+        plain = plain_mix_slots(*theirs, at, labels, slot_of, cdf, own, slots)
         found += [torch.equal(a, b) for a, b in zip(mixed, plain, strict=True)]
         logits = numbers(len(query), slots, spread=1.0)
         cdf = kernels.cumulative(logits, Mix(*mixed))

@@ -22,7 +22,7 @@ from colazip.nn.exact import (
 from colazip.nn.grid import ATTENTION_KEYS, TABLE_STEPS, VALUE_STEPS, alibi_slopes
 from colazip.nn.shapes import hidden_width
 
-_TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
+TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
 _QUERIES = 64  # that meet their keys at once on a CPU
 _LN2 = math.log(2.0)
 
@@ -82,7 +82,7 @@ class ExactBlock(nn.Module):
     def _factor(self) -> Tensor:
         """What products of queries and keys are multiplied by for scores in steps of the table of weights:
         [H]."""
-        return self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
+        return self.temperature * TEMPERATURE_UNIT * float(TABLE_STEPS)
 
     def _in_steps(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """That, [H, 1, 1], and what is taken off then, [H, Q, K]."""
@@ -92,7 +92,7 @@ class ExactBlock(nn.Module):
     def _scores(self, q: Tensor, k: Tensor, distance: Tensor) -> Tensor:
         """log2 attention scores [B, H, Q, K] of integer queries and keys; distance [Q, K] in positions."""
         # As in `_attend`.
-        scaled = (q @ k.transpose(-1, -2)) * (self.temperature * _TEMPERATURE_UNIT)[:, None, None]
+        scaled = (q @ k.transpose(-1, -2)) * (self.temperature * TEMPERATURE_UNIT)[:, None, None]
         return scaled - self.slopes[:, None, None] * distance
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, valid: Tensor | None) -> Tensor:
@@ -143,7 +143,7 @@ class ExactBlock(nn.Module):
         q, k, v = self._project(x)
         if bias is not None:
             # Float attention over the same integers: close to the exact path and several times faster.
-            scaled = q * (self.temperature * (_TEMPERATURE_UNIT * _LN2))[:, None, None]
+            scaled = q * (self.temperature * (TEMPERATURE_UNIT * _LN2))[:, None, None]
             half = torch.bfloat16
             mixed = nn.functional.scaled_dot_product_attention(
                 scaled.to(half), k.to(half), v.to(half), attn_mask=bias, scale=1.0

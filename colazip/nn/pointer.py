@@ -30,9 +30,8 @@ from colazip.nn.exact import (
     softmax_of_steps,
 )
 from colazip.nn.grid import GRID, POINTER_RMS, PRECISION, SHARES, TABLE_STEPS
-from colazip.nn.layers import straight_through
+from colazip.nn.layers import TEMPERATURE_UNIT, straight_through
 
-_TEMPERATURE_UNIT = 1e-4  # scores are sums of products of integers up to 127
 _SHARPNESS = 4.2  # a state meets its like at 43 log2 units, where training starts
 _RESERVE = 45.0  # log2 units of the sentinel there, so that hardly anything is pointed at
 _LN2 = math.log(2.0)
@@ -90,7 +89,7 @@ class Pointer(nn.Module):
 
     def factor(self) -> Tensor:
         """What products of queries and keys are multiplied by for scores in steps of the table of weights."""
-        return self.temperature * _TEMPERATURE_UNIT * float(TABLE_STEPS)
+        return self.temperature * TEMPERATURE_UNIT * float(TABLE_STEPS)
 
     def reserve(self, states: Tensor) -> Tensor:
         """Scores of the sentinels, in the same steps: [...]."""

@@ -54,8 +54,8 @@ def test_both_implementations_read_them() -> None:
     assert read[0] == read[1]
 
 
-def layers_of(path: Path) -> list[dict[str, bytes]]:
+def layers_of(path: Path, model: Path = MODEL) -> list[dict[str, bytes]]:
     """The layers that the model decides."""
-    with Archive(path, Codec.from_pretrained(MODEL)) as archive:
+    with Archive(path, Codec.from_pretrained(model)) as archive:
         (group,) = archive.manifest.groups
         return [dict(archive._store.block(0, b, LAYERS).layers) for b in range(group.blocks)]

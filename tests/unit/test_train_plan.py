@@ -17,7 +17,7 @@ from tests.cli.conftest import process
 
 
 def test_every_recipe_has_a_plan() -> None:
-    for name in ("tiny", "default", "default_gpu", "base", "paper_tiny"):
+    for name in ("tiny", "default", "default_gpu", "large", "base", "paper_tiny"):
         for stage in plan(RECIPES[name](), 1):
             assert stage.memory > stage.state > 0 and stage.flops > 0, name
 

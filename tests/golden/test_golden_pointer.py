@@ -1,0 +1,45 @@
+"""A model whose tokens point at others, an archive and a blob: read and written the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colazip import Archive
+from colazip.codec import Codec
+from colazip.layers import LAYERS
+from tests.golden.make_model_pointer import ARCHIVE, BLOB, MODEL
+from tests.golden.make_model_v3 import blob_text, records
+from tests.golden.test_golden_conditional import layers_of
+from tests.golden.test_golden_model import (
+    as_is,
+    with_numpy_products,
+    with_reduced_precision,
+    without_the_int8_kernel,
+)
+
+
+@pytest.mark.parametrize(
+    "arithmetic", [as_is, without_the_int8_kernel, with_reduced_precision, with_numpy_products]
+)
+def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) -> None:
+    with arithmetic():
+        codec = Codec.from_pretrained(MODEL)
+        with Archive(ARCHIVE, codec) as archive:
+            assert set(archive.manifest.layers) == set(LAYERS) and list(archive) == records()
+        assert codec.decode([BLOB.read_bytes()]) == [blob_text().encode()]
+        Archive.pack(tmp_path / "again.cola", records(), codec=codec)
+        assert codec.encode([blob_text()]) == [BLOB.read_bytes()]
+    assert layers_of(tmp_path / "again.cola", MODEL) == layers_of(ARCHIVE, MODEL)
+
+
+def test_both_implementations_read_them() -> None:
+    read = []
+    for implementation in ("numpy", "torch"):
+        codec = Codec.from_pretrained(MODEL, implementation=implementation)
+        with Archive(ARCHIVE, codec) as archive:
+            assert list(archive) == records()
+            read.append([*codec.read([BLOB.read_bytes()]), *archive.gists()])
+    assert read[0] == read[1]
