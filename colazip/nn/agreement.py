@@ -19,7 +19,7 @@ from colazip.nn.exact import (
     softmax_of_steps,
 )
 from colazip.nn.grid import GRID, TABLE_STEPS, VALUE_STEPS
-from colazip.nn.pointer import level_rows, plain_mix_slots, plain_point
+from colazip.nn.pointer import Aim, Known, level_rows, plain_mix_slots, plain_point
 
 
 def agree(kernels: Any, device: torch.device) -> bool:
@@ -127,7 +127,7 @@ def _same_pointing(kernels: Any, numbers: Any, integers: Any, width: int) -> boo
     device = keys.device
     each = torch.arange(3 * length, device=device)
     labels, slot_of = ((each * by % count).to(torch.int32) for by, count in ((7, classes), (11, slots)))
-    found = []
+    known, found = Known(keys, labels, slot_of), []
     factor = numbers(1, spread=0.1).abs() * (1e-3 * TABLE_STEPS)
     first = each // length * length
     for at in (
@@ -136,8 +136,9 @@ def _same_pointing(kernels: Any, numbers: Any, integers: Any, width: int) -> boo
     ):
         query = keys[at.sum(0).clamp_max(3 * length - 1)].flip(0)
         reserve = numbers(len(query), 1, spread=0.1)[:, 0].abs() * 300.0
-        given = query, reserve, factor, keys, labels, at, length, classes
-        mine, theirs = kernels.point(*given), plain_point(*given)
+        given = query, reserve, factor, known, at, length, classes
+        mine: tuple[Tensor, Tensor, Tensor] = kernels.point(*given)
+        theirs = plain_point(*given)
         logits = numbers(len(query), classes, spread=1.0)
         cdf = kernels.cumulative(logits, Mix(*mine[:2]))
         found += [torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)]
@@ -145,8 +146,8 @@ def _same_pointing(kernels: Any, numbers: Any, integers: Any, width: int) -> boo
             torch.equal(cdf[:, 1:], frequencies(logits, Mix(*theirs[:2])).cumsum(-1, dtype=torch.int32))
         )
         own = (each[: len(query)] * 5) % classes
-        mixed = kernels.mix_slots(*mine, at, labels, slot_of, cdf, own, slots)
-        plain = plain_mix_slots(*theirs, at, labels, slot_of, cdf, own, slots)
+        mixed = kernels.mix_slots(Aim(*mine, at), known, cdf, own, slots)
+        plain = plain_mix_slots(Aim(*theirs, at), known, cdf, own, slots)
         found += [torch.equal(a, b) for a, b in zip(mixed, plain, strict=True)]
         logits = numbers(len(query), slots, spread=1.0)
         cdf = kernels.cumulative(logits, Mix(*mixed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,11 @@ from torch import Tensor
 from colazip.nn import exact_loops as loops
 from colazip.nn.exact import Mix, fits_int8_kernel, integer_product, runs_of_rows
 from colazip.nn.grid import ATTENTION_TABLE, FREQUENCY_TABLE
+
+if TYPE_CHECKING:
+    from colazip.nn.pointer import Aim, Known
+
+_WEIGHTS = ATTENTION_TABLE.astype(np.int32)
 
 
 def quantize(x: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
@@ -88,7 +95,7 @@ def attend(
     products and of distances, for scores in steps of the table; valid: bool [B, P]."""
     batch, heads, length, width = q.shape
     y = np.empty((batch, length, heads * width), np.float32)
-    by, slope, table = factor.detach().numpy(), slopes.numpy(), ATTENTION_TABLE.astype(np.int32)
+    by, slope, table = factor.detach().numpy(), slopes.numpy(), _WEIGHTS
     seen = np.ones((batch, length), bool) if valid is None else valid.numpy()
     fits = fits_int8_kernel(length, width) and fits_int8_kernel(length, length)
     kind, multiply = (torch.int32, torch._int_mm) if fits else (torch.float32, _multiply_floats)
@@ -143,33 +150,15 @@ def cumulative(logits: Tensor, mix: Mix | None = None) -> Tensor:
 
 
 def point(
-    query: Tensor,
-    reserve: Tensor,
-    factor: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    at: Tensor,
-    most: int,
-    classes: int,
+    query: Tensor, reserve: Tensor, factor: Tensor, known: Known, at: Tensor, most: int, classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `pointer.point`."""
-    first, count = at.numpy()
     own = torch.empty(len(query), dtype=torch.int32)
     by_class = torch.empty(len(query), classes, dtype=torch.int32)
     weights = torch.empty(len(query), most, dtype=torch.uint8)
-    loops.point(
-        query.contiguous().numpy(),
-        reserve.contiguous().numpy(),
-        factor.detach().numpy()[0],
-        keys.numpy(),
-        labels.numpy(),
-        first,
-        count,
-        ATTENTION_TABLE.astype(np.int32),
-        own.numpy(),
-        by_class.numpy(),
-        weights.numpy(),
-    )
+    given = query.contiguous().numpy(), reserve.contiguous().numpy(), factor.detach().numpy()[0]
+    keys = known.keys.numpy(), known.classes.numpy(), *at.numpy(), _WEIGHTS
+    loops.point(*given, *keys, own.numpy(), by_class.numpy(), weights.numpy())
     return own, by_class, weights
 
 
@@ -180,22 +169,11 @@ def level(x: Tensor, width: int) -> Tensor:
     return q
 
 
-def mix_slots(
-    own: Tensor,
-    by_class: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    labels: Tensor,
-    slot_of: Tensor,
-    cdf: Tensor,
-    classes: Tensor,
-    slots: int,
-) -> tuple[Tensor, Tensor]:
+def mix_slots(aim: Aim, known: Known, cdf: Tensor, classes: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     """As `pointer.plain_mix_slots`."""
-    mixed = torch.empty(len(weights), dtype=torch.int32)
-    pointed = torch.empty(len(weights), slots, dtype=torch.int32)
-    loops.mix_slots(
-        own.numpy(), by_class.numpy(), weights.numpy(), *at.numpy(), labels.numpy(), slot_of.numpy(),
-        cdf.numpy(), classes.contiguous().numpy(), mixed.numpy(), pointed.numpy(),
-    )  # fmt: skip
+    mixed = torch.empty(len(classes), dtype=torch.int32)
+    pointed = torch.empty(len(classes), slots, dtype=torch.int32)
+    given = aim.own.numpy(), aim.by_class.numpy(), aim.weights.numpy(), *aim.at.numpy()
+    came = known.classes.numpy(), known.slots.numpy(), cdf.numpy(), classes.contiguous().numpy()
+    loops.mix_slots(*given, *came, mixed.numpy(), pointed.numpy())
     return mixed, pointed

@@ -330,32 +330,45 @@ def attend_step(q, keys, values, positions, factor, slopes, table, y):  # type: 
 
 
 @loop
+def _table_steps(logits, last, steps):  # type: ignore[no-untyped-def]
+    """Where each logit's weight stands in a table that ends at `last`."""
+    top = _LOWEST
+    for j in range(len(logits)):
+        top = max(top, _order(_as_bits(logits[j])))
+    highest = _as_float(_order(top))
+    for j in range(len(logits)):
+        steps[j] = _step((highest - logits[j]) * _STEPS, last)
+
+
+@loop
+def _accumulate(weights, whole, cdf):  # type: ignore[no-untyped-def]
+    """Cumulative frequencies of weights that add up to `whole`."""
+    count = len(weights)
+    share = (1.0 / _D(whole)) * _D(_TOTAL - count)
+    spare = _I(_TOTAL)
+    for j in range(count):
+        frequency = _I(weights[j] * share) + _I(1)  # cut off, which is the floor of what is positive
+        spare -= frequency
+        cdf[j + 1] = frequency
+    cdf[0] = 0
+    for j in range(count):
+        spare += cdf[j + 1]
+        cdf[j + 1] = spare
+
+
+@loop
 def cumulative(logits, table, cdf):  # type: ignore[no-untyped-def]
     rows, count = logits.shape
     last = _F(len(table) - 1)
     steps, weights = np.empty(count, np.uint32), np.empty(count, _D)
     for i in range(rows):
-        top = _LOWEST
-        for j in range(count):
-            top = max(top, _order(_as_bits(logits[i, j])))
-        highest = _as_float(_order(top))
-        for j in range(count):
-            steps[j] = _step((highest - logits[i, j]) * _STEPS, last)
+        _table_steps(logits[i], last, steps)
         whole = np.int64(0)
         for j in range(count):
             weight = table[steps[j]]
             weights[j] = weight
             whole += np.int64(weight)
-        share = (1.0 / _D(whole)) * _D(_TOTAL - count)
-        spare = _I(_TOTAL)
-        for j in range(count):
-            frequency = _I(weights[j] * share) + _I(1)  # cut off, which is the floor of what is positive
-            spare -= frequency
-            cdf[i, j + 1] = frequency
-        cdf[i, 0] = 0
-        for j in range(count):
-            spare += cdf[i, j + 1]
-            cdf[i, j + 1] = spare
+        _accumulate(weights, whole, cdf[i])
 
 
 @loop
@@ -365,31 +378,16 @@ def cumulative_mix(logits, table, own, pointed, cdf):  # type: ignore[no-untyped
     last = _F(len(table) - 1)
     steps, weights = np.empty(count, np.uint32), np.empty(count, _D)
     for i in range(rows):
-        top = _LOWEST
-        for j in range(count):
-            top = max(top, _order(_as_bits(logits[i, j])))
-        highest = _as_float(_order(top))
-        for j in range(count):
-            steps[j] = _step((highest - logits[i, j]) * _STEPS, last)
-        whole = np.int64(0)
+        _table_steps(logits[i], last, steps)
+        whole, total = np.int64(0), np.int64(0)
         for j in range(count):
             whole += np.int64(table[steps[j]])
-        total = np.int64(0)
         for j in range(count):
             # Below 2**53, as is what they add up to.
             weight = np.int64(table[steps[j]]) * np.int64(own[i]) + np.int64(pointed[i, j]) * whole
             weights[j] = _D(weight)
             total += weight
-        share = (1.0 / _D(total)) * _D(_TOTAL - count)
-        spare = _I(_TOTAL)
-        for j in range(count):
-            frequency = _I(weights[j] * share) + _I(1)
-            spare -= frequency
-            cdf[i, j + 1] = frequency
-        cdf[i, 0] = 0
-        for j in range(count):
-            spare += cdf[i, j + 1]
-            cdf[i, j + 1] = spare
+        _accumulate(weights, total, cdf[i])
 
 
 @loop

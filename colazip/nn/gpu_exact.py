@@ -17,7 +17,7 @@ from torch import Tensor
 
 from colazip.nn.exact import Mix, integer_product, tables
 from colazip.nn.grid import GRID, POINTER_RMS, PRECISION, TABLE_STEPS, VALUE_STEPS
-from colazip.nn.pointer import share_slots
+from colazip.nn.pointer import Aim, Known, share_slots
 
 _TILE = 4096  # elements that a program has at once
 _EXACTLY = {"enable_fp_fusion": False}
@@ -471,14 +471,7 @@ def cumulative(logits: Tensor, mix: Mix | None = None) -> Tensor:
 
 
 def point(
-    query: Tensor,
-    reserve: Tensor,
-    factor: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    at: Tensor,
-    most: int,
-    classes: int,
+    query: Tensor, reserve: Tensor, factor: Tensor, known: Known, at: Tensor, most: int, classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `pointer.point`."""
     rows, width = query.shape
@@ -488,9 +481,9 @@ def point(
     if rows:
         table = tables(query.device)[0]
         _point_kernel[(rows,)](
-            query.contiguous(), reserve.contiguous(), factor, keys, labels, at[0].contiguous(),
-            at[1].contiguous(), table, own, by_class, weights, most, classes, width, len(table) - 1, 32,
-            _columns(width), _columns(classes), **_EXACTLY,
+            query.contiguous(), reserve.contiguous(), factor, known.keys, known.classes, *at.contiguous(),
+            table, own, by_class, weights, most, classes, width, len(table) - 1, 32, _columns(width),
+            _columns(classes), **_EXACTLY,
         )  # fmt: skip
     return own, by_class, weights
 
@@ -502,25 +495,16 @@ def level(x: Tensor, width: int) -> Tensor:
     return leveled.to(torch.int8).view(len(x), 2, width)
 
 
-def mix_slots(
-    own: Tensor,
-    by_class: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    labels: Tensor,
-    slot_of: Tensor,
-    cdf: Tensor,
-    classes: Tensor,
-    slots: int,
-) -> tuple[Tensor, Tensor]:
+def mix_slots(aim: Aim, known: Known, cdf: Tensor, classes: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     """As `pointer.plain_mix_slots`."""
-    by_slot = torch.empty(len(weights), slots, dtype=torch.int32, device=weights.device)
-    if len(weights):
-        _slots_kernel[(len(weights),)](
-            weights, labels, slot_of, at[0].contiguous(), at[1].contiguous(), classes.contiguous(), by_slot,
-            weights.shape[1], slots, 32, _columns(slots), **_EXACTLY,
+    by_slot = torch.empty(len(classes), slots, dtype=torch.int32, device=classes.device)
+    if len(classes):
+        first, count = aim.at.contiguous()
+        _slots_kernel[(len(classes),)](
+            aim.weights, known.classes, known.slots, first, count, classes.contiguous(), by_slot,
+            aim.weights.shape[1], slots, 32, _columns(slots), **_EXACTLY,
         )  # fmt: skip
-    return share_slots(own, by_class, cdf, classes, by_slot)
+    return share_slots(aim, cdf, classes, by_slot)
 
 
 assert GRID == 127.0 and VALUE_STEPS == 32.0 and TABLE_STEPS == 32  # which the kernels have as numbers

@@ -104,8 +104,7 @@ class Pointer(nn.Module):
     def aim(self, query: Tensor, reserve: Tensor, known: Known, at: Tensor, most: int, classes: int) -> Aim:
         """What tokens point at, given what `read` says of them. at: as `Aim` has it; most: how many keys any
         of them may look at."""
-        found = point(query, reserve, self.factor(), known.keys, known.classes, at, most, classes)
-        return Aim(*found, at)
+        return Aim(*point(query, reserve, self.factor(), known, at, most, classes), at)
 
     def shares(self, states: Tensor, classes: Tensor, tokens: Tensor, *, fast: bool) -> Shares:
         """Of all tokens of whole segments: states [B, T, L], classes and tokens int64 [B, T] -> [B * T].
@@ -154,43 +153,29 @@ class Aim(NamedTuple):
         """The mixture of the slot. cdf: int32 [N, C + 1], the tables that the classes int64 [N] came by."""
         kernels = exact_kernels(cdf.device)
         mix = plain_mix_slots if kernels is None else kernels.mix_slots
-        return Mix(*mix(*self, known.classes, known.slots, cdf, classes, slots))
+        return Mix(*mix(self, known, cdf, classes, slots))
 
 
 def point(
-    query: Tensor,
-    reserve: Tensor,
-    factor: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    at: Tensor,
-    most: int,
-    classes: int,
+    query: Tensor, reserve: Tensor, factor: Tensor, known: Known, at: Tensor, most: int, classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights of the sentinels, int32 [N], of classes, int32 [N, C], and of keys, uint8 [N, K].
 
-    query: int8 [N, W]; reserve: float32 [N] and factor [1], for scores in steps of the table; keys: int8 [M,
-    W]; labels: int32 [M], their classes; at, most: as `Pointer.aim` takes them.
+    query: int8 [N, W]; reserve: float32 [N] and factor [1], for scores in steps of the table; at, most: as
+    `Pointer.aim` takes them.
     """
-    if (kernels := exact_kernels(query.device)) is not None:
-        found: tuple[Tensor, Tensor, Tensor] = kernels.point(
-            query, reserve, factor, keys, labels, at, most, classes
-        )
-        return found
-    return plain_point(query, reserve, factor, keys, labels, at, most, classes)
+    kernels = exact_kernels(query.device)
+    found: tuple[Tensor, Tensor, Tensor] = (plain_point if kernels is None else kernels.point)(
+        query, reserve, factor, known, at, most, classes
+    )
+    return found
 
 
 def plain_point(
-    query: Tensor,
-    reserve: Tensor,
-    factor: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    at: Tensor,
-    most: int,
-    classes: int,
+    query: Tensor, reserve: Tensor, factor: Tensor, known: Known, at: Tensor, most: int, classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`point`, operation by operation."""
+    keys = known.keys
     weights = torch.zeros(len(query), most, dtype=torch.uint8, device=query.device)
     own = torch.ones(len(query), dtype=torch.int32, device=query.device)
     by_class = torch.zeros(len(query), classes, dtype=torch.int32, device=query.device)
@@ -206,35 +191,24 @@ def plain_point(
         found, _ = softmax_of_steps(torch.cat([scores, reserve[lo:hi, None]], -1))
         weights[lo:hi, :length] = found[:, :-1].to(torch.uint8)
         own[lo:hi] = found[:, -1].clamp_min(1.0).to(torch.int32)
-        by_class[lo:hi] = _tally(found[:, :-1], labels[index], classes)
+        by_class[lo:hi] = _tally(found[:, :-1], known.classes[index], classes)
     return own, by_class, weights
 
 
 def plain_mix_slots(
-    own: Tensor,
-    by_class: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    labels: Tensor,
-    slot_of: Tensor,
-    cdf: Tensor,
-    classes: Tensor,
-    slots: int,
+    aim: Aim, known: Known, cdf: Tensor, classes: Tensor, slots: int
 ) -> tuple[Tensor, Tensor]:
-    """`Aim.given_class`, operation by operation: own and pointed of the mixture. labels, slot_of: int32 [M],
-    classes and slots of the keys."""
-    index = _index(at, weights.shape[1], len(labels))
-    of_class = torch.where(labels[index] == classes[:, None], weights.float(), 0.0)
-    return share_slots(own, by_class, cdf, classes, _tally(of_class, slot_of[index], slots))
+    """`Aim.given_class`, operation by operation: own and pointed of the mixture."""
+    index = _index(aim.at, aim.weights.shape[1], len(known.keys))
+    of_class = torch.where(known.classes[index] == classes[:, None], aim.weights.float(), 0.0)
+    return share_slots(aim, cdf, classes, _tally(of_class, known.slots[index], slots))
 
 
-def share_slots(
-    own: Tensor, by_class: Tensor, cdf: Tensor, classes: Tensor, by_slot: Tensor
-) -> tuple[Tensor, Tensor]:
+def share_slots(aim: Aim, cdf: Tensor, classes: Tensor, by_slot: Tensor) -> tuple[Tensor, Tensor]:
     """The same where it is known what the slots of the class weigh, int32 [N, S]."""
-    pointed = by_class.gather(1, classes[:, None])[:, 0]
+    pointed = aim.by_class.gather(1, classes[:, None])[:, 0]
     low, high = (cdf.gather(1, (classes + i)[:, None])[:, 0] for i in (0, 1))
-    total = (own + by_class.sum(-1, dtype=torch.int32)).double() * (high - low)
+    total = (aim.own + aim.by_class.sum(-1, dtype=torch.int32)).double() * (high - low)
     # How much of the class's frequency came from what is pointed at, in so many parts.
     share = torch.round(pointed.double() * float(SHARES << PRECISION) / total).clamp_max_(SHARES - 1)
     share = share.to(torch.int32)

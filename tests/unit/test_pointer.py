@@ -165,10 +165,11 @@ def test_rows_of_one_lane_and_of_many_weigh_the_same() -> None:
     labels = torch.from_numpy(random.integers(0, CLASSES, 60).astype(np.int32))
     at = torch.stack([torch.full((30,), 20), torch.arange(30)])
     query, reserve, factor = keys[20:50], torch.full((30,), 200.0), torch.tensor([0.01])
-    together = plain_point(query, reserve, factor, keys, labels, at, 29, CLASSES)
+    known = Known(keys, labels, labels)
+    together = plain_point(query, reserve, factor, known, at, 29, CLASSES)
     for i in range(30):
         row = slice(i, i + 1)
-        alone = plain_point(query[row], reserve[row], factor, keys, labels, at[:, row], 29, CLASSES)
+        alone = plain_point(query[row], reserve[row], factor, known, at[:, row], 29, CLASSES)
         assert all(torch.equal(a, b[row]) for a, b in zip(alone, together, strict=True))
     assert together[1].any()
 
