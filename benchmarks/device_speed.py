@@ -120,21 +120,19 @@ def work(
         profile = cProfile.Profile()
         group = codec.read_batch if unpack else codec.pack_batch
         text, at = 0, 0
+        end = len(coded) if unpack else len(blocks)  # packing may have run out of time before
         begun = time.monotonic()
         if profiled:
             profile.enable()
-        while at < len(blocks) and (at == 0 or time.monotonic() - begun < seconds):
-            some = blocks[at : at + group]
+        while at < end and (at == 0 or time.monotonic() - begun < seconds):
+            some = blocks[at : min(at + group, end)]
             if unpack:
-                some = some[: len(coded) - at]  # packing may have run out of time before
                 if codec.decode_blocks(coded[at : at + group]) != some:
                     raise ValueError("a text came back changed")
             else:
                 coded.extend(codec.encode_blocks(some))
             text += sum(len(part) for parts in some for part in parts)
             at += group
-            if unpack and at >= len(coded):
-                break
         if profiled:
             profile.disable()
         ended = time.monotonic()

@@ -83,6 +83,7 @@ class _Writer:
     ) -> None:
         self._net, self._names, self._patch = model.portable, model.cells, model.config.patch
         self._detail, self._end = detail, len(tokens)
+        self._points = model.config.pointer is not None
         self._lanes = np.arange(candidates)
         self._table = np.zeros((candidates, ORDERS + -(-len(tokens) // self._patch) * self._patch), np.int64)
         self._table[:, ORDERS : ORDERS + len(tokens)] = tokens
@@ -124,7 +125,9 @@ class _Writer:
 
     def hear(self) -> None:
         """The next token is known."""
-        came, table = self._table[:, ORDERS + self._at], self._classes()  # every token is looked at once
+        came = self._table[:, ORDERS + self._at]
+        if self._waits or self._points:  # tokens that may be pointed at have to be looked at
+            table = self._classes()
         if self._waits:
             classes = self._names.class_of[came]
             self._likelihood += _log2(table, classes)

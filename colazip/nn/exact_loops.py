@@ -69,6 +69,15 @@ def _round_row(row, top, out):  # type: ignore[no-untyped-def]
 
 
 @loop
+def _inverse_rms(q):  # type: ignore[no-untyped-def]
+    squares = _I(0)
+    for j in range(len(q)):
+        squares += _I(q[j]) * _I(q[j])
+    mean = _F(max(squares, _I(1))) / _F(len(q))
+    return _F(1.0) / _F(np.sqrt(_D(mean)))
+
+
+@loop
 def _row(table, scale, index, y):  # type: ignore[no-untyped-def]
     for j in range(table.shape[1]):
         y[j] = _F(table[index, j]) * scale[index]
@@ -87,11 +96,7 @@ def quantize_rows(x, q, factor, norm):  # type: ignore[no-untyped-def]
         top = _top(row)
         _round_row(row, top, out)
         if norm:
-            squares = _I(0)
-            for j in range(len(out)):
-                squares += _I(out[j]) * _I(out[j])
-            mean = _F(max(squares, _I(1))) / _F(len(out))
-            factor[i] = _F(1.0) / _F(np.sqrt(_D(mean)))
+            factor[i] = _inverse_rms(out)
         else:
             factor[i] = top / _GRID
 
@@ -421,11 +426,7 @@ def level_rows(x, width, q):  # type: ignore[no-untyped-def]
         for part in range(2):
             row, out = x[i, part * width : (part + 1) * width], q[i, part]
             _round_row(row, _top(row), out)
-            squares = _I(0)
-            for j in range(width):
-                squares += _I(out[j]) * _I(out[j])
-            mean = _F(max(squares, _I(1))) / _F(width)
-            by = (_F(1.0) / _F(np.sqrt(_D(mean)))) * _RMS
+            by = _inverse_rms(out) * _RMS
             for j in range(width):
                 value = np.rint(_F(out[j]) * by)
                 value = value if value < _GRID else _GRID

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from colazip.nn.exact import Mix, integer_product, tables
-from colazip.nn.grid import GRID, POINTER_RMS, PRECISION, TABLE_STEPS, VALUE_STEPS
-from colazip.nn.pointer import Aim, Known, share_slots
+from colazip.nn.grid import GRID, PRECISION, TABLE_STEPS, VALUE_STEPS
+from colazip.nn.pointer import Aim, Known, leveled, share_slots
 
 _TILE = 4096  # elements that a program has at once
 _EXACTLY = {"enable_fp_fusion": False}
@@ -491,8 +491,7 @@ def point(
 def level(x: Tensor, width: int) -> Tensor:
     """`pointer.level_rows` of two rows side by side: float32 [N, 2 * W] -> int8 [N, 2, W]."""
     q, factor = quantize(x.reshape(-1, width), norm=True)
-    leveled = (q.float() * (factor * POINTER_RMS)).round_().clamp_(-GRID, GRID)
-    return leveled.to(torch.int8).view(len(x), 2, width)
+    return leveled(q.float(), factor).to(torch.int8).view(len(x), 2, width)
 
 
 def mix_slots(aim: Aim, known: Known, cdf: Tensor, classes: Tensor, slots: int) -> tuple[Tensor, Tensor]:

@@ -47,18 +47,26 @@ class Shares(NamedTuple):
     same_token: Tensor
 
 
+def leveled(q: Tensor, inverse: Tensor) -> Tensor:
+    """Integer rows [..., W] and 1 / rms of each, [..., 1] -> as integers of one root mean square."""
+    return (q * (inverse * POINTER_RMS)).round_().clamp_(-GRID, GRID)
+
+
 def level_rows(x: Tensor) -> Tensor:
     """Rows [..., W] as integers of one root mean square, so that products of two tell their cosine."""
     with torch.no_grad():
         q, _ = quantize_rows(x.detach())
-        leveled = (q * (inverse_rms(q) * POINTER_RMS)).round_().clamp_(-GRID, GRID)
+        level = leveled(q, inverse_rms(q))
     if not x.requires_grad:
-        return leveled
-    return straight_through(x * (x.square().mean(-1, keepdim=True) + 1e-12).rsqrt() * POINTER_RMS, leveled)
+        return level
+    return straight_through(x * (x.square().mean(-1, keepdim=True) + 1e-12).rsqrt() * POINTER_RMS, level)
 
 
 class Pointer(nn.Module):
     """Token states -> queries, keys and sentinels. states: [..., L], those that are read off."""
+
+    joined: Tensor | None
+    joined_scale: Tensor
 
     def __init__(self, local: int, width: int) -> None:
         super().__init__()
@@ -66,7 +74,9 @@ class Pointer(nn.Module):
         self.sentinel = ExactLinear(local, 1, norm=True, zero=True)
         self.temperature = nn.Parameter(torch.full((1,), _SHARPNESS))
         self.offset = nn.Parameter(torch.full((1,), _RESERVE))
-        self._joined: tuple[Tensor, Tensor] | None = None  # both matrices and their scales, once frozen
+        # Both matrices and their scales, one below the other, once they are frozen.
+        self.register_buffer("joined", None, persistent=False)
+        self.register_buffer("joined_scale", None, persistent=False)
         with torch.no_grad():  # states that are alike meet from the start
             self.both.trainable[width:] = self.both.trainable[:width]
 
@@ -78,10 +88,11 @@ class Pointer(nn.Module):
     def read(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Without gradients, of states [N, L]: queries and keys int8 [N, W] each, scores of sentinels [N]."""
         if self.both.weight is None and (kernels := exact_kernels(states.device)) is not None:
-            if self._joined is None:
+            if self.joined is None:
                 parts = self.both, self.sentinel
-                self._joined = torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts])
-            found = kernels.linear(states, *self._joined, norm=True)
+                self.joined_scale = torch.cat([p.scale for p in parts])
+                self.joined = torch.cat([p.q for p in parts])  # last: what other threads look at
+            found = kernels.linear(states, self.joined, self.joined_scale, norm=True)
             both = kernels.level(found[:, :-1], self.width)
             return both[:, 0], both[:, 1], (found[:, -1] + self.offset) * float(TABLE_STEPS)
         query, key = self.keys(states)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from colazip import Archive
 from colazip.codec import Codec
 from colazip.layers import GIST, LAYERS, SEARCH
@@ -20,17 +18,10 @@ from tests.golden.make_model_conditional import (
     SHARE,
 )
 from tests.golden.make_model_v3 import blob_text, brief_text, records
-from tests.golden.test_golden_model import (
-    as_is,
-    with_numpy_products,
-    with_reduced_precision,
-    without_the_int8_kernel,
-)
+from tests.golden.test_golden_model import IN_ANY_ARITHMETIC
 
 
-@pytest.mark.parametrize(
-    "arithmetic", [as_is, without_the_int8_kernel, with_reduced_precision, with_numpy_products]
-)
+@IN_ANY_ARITHMETIC
 def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) -> None:
     with arithmetic():
         codec = Codec.from_pretrained(MODEL)
@@ -45,12 +36,17 @@ def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) 
 
 
 def test_both_implementations_read_them() -> None:
+    both_read(MODEL, ARCHIVE, [BLOB, BRIEF])
+
+
+def both_read(model: Path, path: Path, blobs: list[Path]) -> None:
+    """NumPy and torch: the archive of `records`, its gists and the readings of blobs."""
     read = []
     for implementation in ("numpy", "torch"):
-        codec = Codec.from_pretrained(MODEL, implementation=implementation)
-        with Archive(ARCHIVE, codec) as archive:
+        codec = Codec.from_pretrained(model, implementation=implementation)
+        with Archive(path, codec) as archive:
             assert list(archive) == records()
-            read.append([*codec.read([BLOB.read_bytes(), BRIEF.read_bytes()]), *archive.gists()])
+            read.append([*codec.read([blob.read_bytes() for blob in blobs]), *archive.gists()])
     assert read[0] == read[1]
 
 

@@ -89,7 +89,7 @@ def with_numpy_products() -> Iterator[None]:
         exact.integer_product = kept
 
 
-@pytest.mark.parametrize(
+IN_ANY_ARITHMETIC = pytest.mark.parametrize(
     "arithmetic",
     [
         as_is,
@@ -100,6 +100,9 @@ def with_numpy_products() -> Iterator[None]:
         with_numpy_products,
     ],
 )
+
+
+@IN_ANY_ARITHMETIC
 def test_the_same_bytes_and_the_same_text(arithmetic: Callable, tmp_path: Path) -> None:
     with arithmetic():
         codec = Codec.from_pretrained(MODEL)

@@ -14,7 +14,7 @@ from torch import Tensor
 from colazip.codec import Codec
 from colazip.config import ModelConfig
 from colazip.layers import GIST
-from colazip.nn import cpu_exact
+from colazip.nn import cpu_exact, loading
 from colazip.nn.exact import Mix, frequencies, inverse_rms, quantize_rows
 from colazip.nn.grid import GRID, POINTER_KEYS, POINTER_RMS, PRECISION, SHARES
 from colazip.nn.loading import operation_by_operation
@@ -197,6 +197,23 @@ def test_what_can_not_be_exact_is_refused(tiny_config: ModelConfig, change: dict
     coding_shapes(tiny_config)
     with pytest.raises(ValueError, match="pointed at"):
         coding_shapes(dataclasses.replace(tiny_config, **change))
+
+
+def test_what_was_joined_moves_with_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may code on a CPU first and on a GPU then."""
+    pointer = Pointer(32, 16)
+    for layer in (pointer.both, pointer.sentinel):
+        q, scale = quantize_rows(layer.trainable.detach())
+        layer.freeze(q.to(torch.int8), scale)
+    states = torch.randn(5, 32, generator=torch.Generator().manual_seed(6))
+    monkeypatch.setattr(loading, "_expected", 1 << 20)  # worth loading kernels
+    with torch.no_grad():
+        found = pointer.read(states)
+        with operation_by_operation():
+            plainly = pointer.read(states)
+    assert all(torch.equal(a, b) for a, b in zip(found, plainly, strict=True))
+    assert pointer.joined is not None and "joined" not in pointer.state_dict()
+    assert pointer.to("meta").joined.device == pointer.joined_scale.device == torch.device("meta")
 
 
 def test_an_aim_without_keys() -> None:
