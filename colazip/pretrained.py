@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -394,6 +394,38 @@ def from_networks(
     return Model(identity, config, tokenizer, tensors, dictionary, search.axes)
 
 
+def with_coder(model: Model, vae: TextVAE, name: str, dictionary: bytes | None) -> Model:
+    """The same model with other coding networks, of the same shapes, and another zstd dictionary. Search and
+    prior stay, so its search codes say what the other's say."""
+    coder = {key: np.ascontiguousarray(value.cpu().numpy()) for key, value in _export(vae, "vae.").items()}
+    tensors = {**model.tensors, **coder}
+    config = replace(model.config, name=name)
+    identity = model_id(config, model.tokenizer, tensors, dictionary)
+    return Model(identity, config, model.tokenizer, tensors, dictionary, model.axes)
+
+
+def thawed(model: Model) -> TextVAE:
+    """Its coding networks with weights that can be trained, which stand for what the shipped ones do."""
+    import torch
+
+    from colazip.nn.vae import TextVAE
+
+    vae, shipped = TextVAE(model.config), model.vae
+    quantized = _exact_modules(vae)
+    inside = tuple(f"{n}." for n in quantized)
+    with torch.no_grad():
+        for name, module in quantized.items():
+            q, scale = (shipped.get_buffer(f"{name}.{part}") for part in ("q", "scale"))
+            module.trainable.copy_(q * scale)
+        kept = shipped.state_dict()
+        for name, value in vae.state_dict().items():
+            if not name.startswith(inside):
+                value.copy_(kept[name])
+    if vae.likeness is not None:
+        vae.likeness.set_rows(torch.from_numpy(model.token_rows), vae.readout.token_of)
+    return vae
+
+
 def save_pretrained(
     folder: Path,
     *,
@@ -406,29 +438,33 @@ def save_pretrained(
     figures: dict[str, Any],
     dictionary: bytes | None = None,
 ) -> str:
-    """Write a model folder; returns the model's id. `figures` go into config-side metadata, `card` into
-    README.md."""
+    """Write a model folder of networks as they were trained; returns the model's id. Arguments as of
+    `write`."""
+    model = from_networks(config, tokenizer, vae, search, prior, dictionary)
+    write(folder, model, card, figures)
+    return model.id
+
+
+def write(folder: Path, model: Model, card: str, figures: dict[str, Any]) -> None:
+    """Write a model folder. `figures` go into the metadata of the weights, `card` into README.md."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = from_networks(config, tokenizer, vae, search, prior, dictionary)
-    identity = model.id
     partial = folder / "weights.partial"
-    save_file(model.tensors, partial, metadata={"id": identity, "figures": json.dumps(figures)})
+    save_file(model.tensors, partial, metadata={"id": model.id, "figures": json.dumps(figures)})
     os.chmod(partial, 0o644)  # the library writes it for the owner alone
     os.replace(partial, folder / "weights.safetensors")
-    (folder / "config.json").write_text(config.to_json())
-    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    (folder / "config.json").write_text(model.config.to_json())
+    (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
-    if dictionary is None:
+    if model.dictionary is None:
         (folder / _DICTIONARY).unlink(missing_ok=True)
     else:
-        (folder / _DICTIONARY).write_bytes(dictionary)
-    if search.axes is None:
+        (folder / _DICTIONARY).write_bytes(model.dictionary)
+    if model.axes is None:
         (folder / _AXES).unlink(missing_ok=True)
     else:
-        np.save(folder / _AXES, search.axes)
-    return identity
+        np.save(folder / _AXES, model.axes)
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Model:

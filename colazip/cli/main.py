@@ -36,6 +36,7 @@ COMMANDS = {
     "decompress": LazyCommand("colazip.cli.oneshot:decompress", "Decompress what 'compress' wrote."),
     "model": LazyCommand("colazip.cli.model:model", "Describe the model in use."),
     "train": LazyCommand("colazip.cli.train:train", "Train a model on your own text."),
+    "tune": LazyCommand("colazip.cli.tune:tune", "Fit a model to your own text."),
     "demo": LazyCommand("colazip.cli.demo:demo", "Show everything on a handbook that comes with colazip."),
 }
 

@@ -119,23 +119,18 @@ def _run(
     """
     import dataclasses
 
-    import torch
-
     from colazip.train.cola import ColaRecipe, run_cola
+    from colazip.train.distributed import chosen_device
     from colazip.train.pipeline import run
 
     chosen = _recipe(recipe)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("no CUDA device here; use --device cpu")
     settings: dict[str, Any] = {
         "data": [Path(p) for p in data],
         "validation": [Path(p) for p in validation],
         "out": Path(output),
         "text_column": text_column,
         "skip_sources": skip_source,
-        "device": device,
+        "device": chosen_device(device),
         "resume": resume,
     }
     if isinstance(chosen, ColaRecipe):

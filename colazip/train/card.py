@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from colazip.config import ModelConfig
 from colazip.train.recipes import Recipe
+from colazip.train.vae import VAESchedule
 
 
 def _given_codes(vae: dict[str, float]) -> list[tuple[str, float]]:
@@ -64,4 +66,41 @@ segments, integer arithmetic):
 
 The text is mostly English: encyclopedia, fiction, abstracts, documentation, dialogue. Other languages are
 coded without loss but less well, and search by meaning is of little use there.
+"""
+
+
+def render_tuned(
+    config: ModelConfig,
+    schedule: VAESchedule,
+    figures: dict[str, Any],
+    command: str,
+    files: Sequence[str],
+) -> str:
+    """Markdown of the card of a model that `colazip tune` made."""
+    before, after = figures["before"], figures["vae"]
+    rows = [
+        ("bits a byte, gist and exact", "total_bpb"),
+        ("bits a byte, gist", "gist_bpb"),
+        ("bits a byte, exact layer given the gist", "exact_bpb"),
+        ("share of tokens the gist reading gets right", "gist_accuracy"),
+    ]
+    beside = [(f"beside search codes: {name}", f"told_{key}") for name, key in rows]
+    table = "\n".join(
+        f"| {name} | {before[key]:.3f} | {after[key]:.3f} |" for name, key in (*rows, *beside) if key in after
+    )
+    seen = schedule.steps * schedule.micro_batches * schedule.patches * config.patch
+    return f"""# {config.name}
+
+A model for use with colazip, tuned from model {figures["tuned_from"]}. Tokenizer, search head and prior are
+that model's.
+
+- Text: {figures["train_bytes"] / 1e6:.1f} MB ({figures["train_tokens"]:,} tokens) from {", ".join(files)}.
+- Steps: {schedule.steps} of {schedule.patches} patches. Tokens seen: at most {seen:,}.
+- Command: `{command}`
+
+On {figures["validation_bytes"] / 1e6:.1f} MB held out (a sample of segments, integer arithmetic):
+
+| figure | before | after |
+| --- | --- | --- |
+{table}
 """

@@ -17,7 +17,7 @@ from colazip.tokenizer import Tokenizer
 from colazip.train.card import render
 from colazip.train.data import TokenStore, Vocabulary, check_start, read_texts
 from colazip.train.dictionary import train_dictionary
-from colazip.train.distributed import joined, one_after_another, share_of, wait
+from colazip.train.distributed import joined, one_after_another, set_up, share_of, wait
 from colazip.train.prior import train_prior
 from colazip.train.recipes import Recipe
 from colazip.train.search_encoder import train_encoder
@@ -25,7 +25,7 @@ from colazip.train.search_head import fit_search_head, load_search_head, save_se
 from colazip.train.search_rows import train_rows
 from colazip.train.side import Teller
 from colazip.train.teacher import Embed, Pairs, read_lexicon, read_pairs, write_lexicon, write_pairs
-from colazip.train.vae import train_vae
+from colazip.train.vae import new_vae, train_vae
 from colazip.train.vocabulary import make_tokenizer, spread
 from colazip.vectors import SearchRows
 
@@ -57,12 +57,7 @@ def run(
         wait()  # every process has looked whether there is a run before the first one starts it
         for schedule in (recipe.vae, recipe.prior):
             share_of(schedule.micro_batches, place)  # raises before anything is written
-        if place.device.type == "cuda":
-            # Integers of the grid pass through TF32 whole, floats between exact layers would lose digits.
-            torch.backends.cuda.matmul.allow_tf32 = False
-            # cuDNN plans its attention anew for every shape, and batches come in hundreds of shapes: 15 ms of
-            # CPU time for an attention that takes 0.1 ms.
-            torch.backends.cuda.enable_cudnn_sdp(False)
+        set_up(place)
         with one_after_another(place):
             corpus = _prepare(recipe, data, validation, out, text_column, skip_sources)
 
@@ -77,18 +72,23 @@ def run(
                 )
             else:
                 search, search_figures = load_search_head(out / "search" / "head.pt", recipe.model)
-        vae = train_vae(
-            recipe.model,
+        teller = None
+        if recipe.model.conditional:
+            teller = Teller.of_search(recipe.model, search, corpus.tokenizer)
+        going_on = started("vae")
+        vae = new_vae(
+            recipe.model, recipe.vae, corpus.vocabulary, teller, initial=None if going_on else initial
+        )
+        train_vae(
+            vae,
             recipe.vae,
             train=corpus.train,
             validation=corpus.held_out,
-            vocabulary=corpus.vocabulary,
             lengths=corpus.tokenizer.lengths,
             folder=_folder(out / "vae"),
             place=place,
-            resume=started("vae"),
-            initial=initial,
-            teller=Teller(recipe.model, search, corpus.tokenizer) if recipe.model.conditional else None,
+            resume=going_on,
+            teller=teller,
         )
         prior, prior_figures = train_prior(
             vae,
@@ -102,7 +102,7 @@ def run(
         identity = None
         if place.first:
             figures: dict[str, Any] = {
-                "vae": _last_figures(out / "vae" / "metrics.jsonl"),
+                "vae": last_figures(out / "vae" / "metrics.jsonl"),
                 "prior": prior_figures,
                 "search": search_figures,
                 "taught": teacher is not None,
@@ -115,7 +115,7 @@ def run(
                     "search": search.rows.size + _count(search.encoder),
                 },
             }
-            command = "colazip " + shlex.join(_portable(sys.argv[1:]))
+            command = "colazip " + shlex.join(portable(sys.argv[1:]))
             identity = save_pretrained(
                 out / "model",
                 config=recipe.model,
@@ -245,7 +245,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _portable(arguments: Sequence[str]) -> list[str]:
+def portable(arguments: Sequence[str]) -> list[str]:
     """The command as another reader can use it: file names without the folders of this machine."""
     return [Path(a).name if "/" in a else a for a in arguments if a != "--resume"]
 
@@ -264,7 +264,7 @@ def _dictionary(recipe: Recipe, texts: Any, data: Sequence[Path], path: Path) ->
     return dictionary
 
 
-def _last_figures(path: Path) -> dict[str, float]:
+def last_figures(path: Path) -> dict[str, float]:
     """The newest validation entry of a metrics file."""
     figures: dict[str, float] = {}
     for line in path.read_text().splitlines():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,18 +17,36 @@ from colazip.train.data import Batch
 from colazip.train.losses import About
 from colazip.vectors import RowSums, SearchRows, assign_codes, pack_rows, read_codes, unit, unpack_nibbles
 
+if TYPE_CHECKING:
+    from colazip.pretrained import Model
+
 
 class Teller:
     """Makes codes of batches, by the rows alone: the encoder would take a while, and vectors with and without
     it lie in one space."""
 
-    def __init__(self, config: ModelConfig, search: SearchRows, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        sums: RowSums,
+        packed: np.ndarray,
+        codebooks: Mapping[int, np.ndarray],
+    ) -> None:
+        """packed: `search.tokens` as shipped, which `sums` adds up."""
+        self.sums, self.patch, self.codebooks = sums, config.patch, codebooks
+        self._vocabulary, self._packed = config.vocabulary, packed
+
+    @classmethod
+    def of_search(cls, config: ModelConfig, search: SearchRows, tokenizer: Tokenizer) -> Teller:
+        """Of a search head as it will be once it is shipped."""
         packed, scale = pack_rows(search.rows)
-        self.sums = RowSums(packed, scale, tokenizer.table, config.word_rows)
-        self.patch = config.patch
-        self._vocabulary = config.vocabulary
-        self._packed = packed
-        self.codebooks = search.codebooks
+        sums = RowSums(packed, scale, tokenizer.table, config.word_rows)
+        return cls(config, sums, packed, search.codebooks)
+
+    @classmethod
+    def of_model(cls, model: Model) -> Teller:
+        """Of a model that is shipped."""
+        return cls(model.config, model.rows, model.tensors["search.tokens.q"], model.codebooks)
 
     def rows(self) -> Tensor:
         """Integers of the tokens' rows, int8 [V, D]."""

@@ -72,6 +72,12 @@ def _start_from(model: TextVAE, tensors: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
+def held_out_sample(validation: TokenStore, length: int) -> np.ndarray:
+    """Segments of `length` tokens at most that figures are of, the same every time: int64 [S, 2]."""
+    segments = validation.segments(length)
+    return segments[np.random.default_rng(0).permutation(len(segments))[:256]]
+
+
 @torch.no_grad()
 def evaluate(
     model: TextVAE,
@@ -149,45 +155,58 @@ def captured_steps(
     return CapturedSteps(model, schedule, data, tuple(books), folder)
 
 
-def train_vae(
+def new_vae(
     config: ModelConfig,
     schedule: VAESchedule,
-    *,
-    train: TokenStore,
-    validation: TokenStore,
     vocabulary: Vocabulary,
-    lengths: np.ndarray,
-    folder: Path,
-    place: Place,
-    resume: bool,
-    initial: Path | None = None,
     teller: Teller | None = None,
-    resident: bool | None = None,
+    initial: Path | None = None,
 ) -> TextVAE:
-    """Train, or go on from `folder/checkpoint.pt`; all processes of `place` call it.
+    """Networks as training starts with them, the same in every process.
 
-    lengths: bytes of each token, int64 [V]. initial: checkpoint of another run, whose tensors are the
-    starting point wherever their shapes fit. teller: makes the search codes that a conditional model is
-    given. resident: whether the text goes to the device and steps are captured; None: where one GPU has room.
-    Raises ColazipError when the loss stops being finite.
+    teller: makes the search codes that a conditional model is given. initial: checkpoint of another run,
+    whose tensors are the starting point wherever their shapes fit.
     """
-    torch.manual_seed(schedule.seed)  # the same weights in every process
-    device = place.device
+    torch.manual_seed(schedule.seed)
     model = TextVAE(config)
     model.readout.set_classes(
         torch.from_numpy(vocabulary.token_of), torch.from_numpy(vocabulary.limits(schedule.named))
     )
     with torch.no_grad():
         model.places.trainable.copy_(torch.from_numpy(vocabulary.places))
-    model.places.requires_grad_(False)
     if model.likeness is not None:
         assert teller is not None
         model.likeness.set_rows(teller.rows(), model.readout.token_of)
         model.likeness.begin(torch.from_numpy(vocabulary.rank)[model.readout.token_of])
-    if initial is not None and not resume:
-        state = load_checkpoint(initial, device)
+    if initial is not None:
+        state = load_checkpoint(initial, torch.device("cpu"))
         with fitting(initial):
             _start_from(model, state["model"])
+    return model
+
+
+def train_vae(
+    model: TextVAE,
+    schedule: VAESchedule,
+    *,
+    train: TokenStore,
+    validation: TokenStore,
+    lengths: np.ndarray,
+    folder: Path,
+    place: Place,
+    resume: bool,
+    teller: Teller | None = None,
+    resident: bool | None = None,
+) -> dict[str, float]:
+    """Train a model, or go on from `folder/checkpoint.pt`; all processes of `place` call it. Returns the
+    validation figures at the end, where `Loop.run` does.
+
+    lengths: bytes of each token, int64 [V]. teller: makes the search codes that a conditional model is
+    given. resident: whether the text goes to the device and steps are captured; None: where one GPU has room.
+    Raises ColazipError when the loss stops being finite.
+    """
+    config, device = model.config, place.device
+    model.places.requires_grad_(False)
     model.to(device).train()
     if resident is None:
         resident = place.world == 1 and _has_room(device, len(train.tokens))
@@ -202,8 +221,7 @@ def train_vae(
         about={"config": asdict(config), "tokens": len(train.tokens)},
     )
     length = config.segment * config.patch
-    sample = validation.segments(length)
-    sample = sample[np.random.default_rng(0).permutation(len(sample))[:256]]
+    sample = held_out_sample(validation, length)
     stream = None
     if not resident:  # captured steps draw their own batches
         stream = loop.stream(train, train.segments(length), patch=config.patch, patches=schedule.patches)
@@ -227,9 +245,8 @@ def train_vae(
             "tokens_a_second": tokens / seconds,
         }
 
-    loop.run(
+    return loop.run(
         None if resident else part,
         figures,
         lambda: evaluate(model, validation, lengths, sample, device, teller),
     )
-    return model

@@ -29,7 +29,7 @@ from colazip.train.optimize import guesses, load_checkpoint, muon, save_atomic, 
 from colazip.train.padded import padded_sums
 from colazip.train.resident import Inputs, Resident, Segments, Shape, shapes
 from colazip.train.side import Teller
-from colazip.train.vae import VAESchedule, train_vae
+from colazip.train.vae import VAESchedule, new_vae, train_vae
 from colazip.vectors import SearchRows
 from tests.tiny_model import passages
 
@@ -62,7 +62,7 @@ def teller(config: ModelConfig, tiny_tokenizer: Tokenizer) -> Teller:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((config.vocabulary + config.word_rows, config.vector)).astype(np.float32)
     books = {m: rng.standard_normal((m, 256, config.vector // m)).astype(np.float32) for m in SIZES}
-    return Teller(config, SearchRows(rows, books), tiny_tokenizer)
+    return Teller.of_search(config, SearchRows(rows, books), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -278,12 +278,13 @@ def run(
 ) -> TextVAE:
     folder.mkdir(exist_ok=True)
     train, held, vocabulary = stores
-    return train_vae(
-        config,
-        settings.pop("schedule", SCHEDULE),
+    schedule = settings.pop("schedule", SCHEDULE)
+    model = new_vae(config, schedule, vocabulary, teller)
+    train_vae(
+        model,
+        schedule,
         train=train,
         validation=held,
-        vocabulary=vocabulary,
         lengths=lengths,
         folder=folder,
         place=Place.alone(),
@@ -292,6 +293,7 @@ def run(
         resident=True,
         **settings,
     )
+    return model
 
 
 def test_a_run_learns_and_goes_on_where_it_was_killed(

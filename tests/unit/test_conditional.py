@@ -231,7 +231,7 @@ def test_training_is_given_the_codes_that_are_written() -> None:
     model = tiny_model()
     packed, scale = model.tensors["search.tokens.q"], model.tensors["search.tokens.scale"]
     rows = unpack_nibbles(packed).astype(np.float32) * scale
-    teller = Teller(model.config, SearchRows(rows, model.codebooks), model.tokenizer)
+    teller = Teller.of_search(model.config, SearchRows(rows, model.codebooks), model.tokenizer)
     codec = Codec(model, context=False)
     parts = [text[:200] for text in TEXTS[:5]]
     (block,) = codec.encode_blocks([parts], (SEARCH,))

@@ -18,7 +18,7 @@ from colazip.tokenizer import Tokenizer
 from colazip.train.data import TokenStore, Vocabulary, batches
 from colazip.train.distributed import Place
 from colazip.train.optimize import learning_rate, load_checkpoint, save_atomic
-from colazip.train.vae import VAESchedule, train_vae
+from colazip.train.vae import VAESchedule, new_vae, train_vae
 from tests.tiny_model import passages
 
 SCHEDULE = VAESchedule(
@@ -61,16 +61,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def run(config: ModelConfig, corpus: Corpus, folder: Path, **changes: Any) -> TextVAE:
     folder.mkdir(exist_ok=True)
     settings: dict[str, Any] = {"resume": False, "train": corpus.train, "schedule": SCHEDULE, **changes}
-    return train_vae(
-        config,
-        settings.pop("schedule"),
+    schedule = settings.pop("schedule")
+    model = new_vae(config, schedule, corpus.vocabulary, initial=settings.pop("initial", None))
+    train_vae(
+        model,
+        schedule,
         validation=corpus.validation,
-        vocabulary=corpus.vocabulary,
         lengths=corpus.lengths,
         folder=folder,
         place=Place.alone(),
         **settings,
     )
+    return model
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:

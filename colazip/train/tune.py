@@ -1,0 +1,224 @@
+"""`colazip tune`: a model that exists goes on learning, from somebody's own text.
+
+Tokenizer, search head and prior stay as they are, so that search codes say what they said before and queries
+find the same passages. Coder, decoder and pointer learn the text; the gist names the tokens that are common
+in it; and the zstd dictionary is made anew where that helps.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from colazip.errors import InputError
+from colazip.nn.vae import TextVAE
+from colazip.pretrained import Model, thawed, with_coder, write
+from colazip.train.card import render_tuned
+from colazip.train.data import TokenStore, check_start, read_texts
+from colazip.train.dictionary import smaller_dictionary, train_dictionary
+from colazip.train.distributed import Place, joined, one_after_another, set_up, share_of, wait
+from colazip.train.pipeline import last_figures, portable
+from colazip.train.side import Teller
+from colazip.train.vae import VAESchedule, evaluate, held_out_sample, train_vae
+from colazip.train.vocabulary import spread
+
+HELD_OUT = 50  # of so many records one is kept apart where no held-out text is named
+_DICTIONARY_SHARE = 16  # a dictionary is made from at least so many times its size
+_DICTIONARY_MEGABYTES = 32  # and from so much text at most
+_TRIED = 2000  # held-out texts that dictionaries are tried on
+
+Texts = Callable[[], Iterator[str]]
+
+
+def schedule(steps: int, patches: int, rate: float, details: int) -> VAESchedule:
+    """How a model goes on learning. The rate is well below that of a first training and falls early: what is
+    known shall not be lost."""
+    return VAESchedule(
+        steps,
+        warmup=max(1, min(60, steps // 10)),
+        decay_from=0.1,
+        drawn=(1.0,) * details,
+        patches=patches,
+        lr=rate,
+        muon_lr=rate,
+        weight_decay=0.01,
+        evaluate_every=max(1, steps // 4),
+        save_every=100,
+    )
+
+
+def tune(
+    model: Model,
+    schedule: VAESchedule,
+    *,
+    data: Sequence[Path],
+    out: Path,
+    validation: Sequence[Path] = (),
+    text_column: str = "text",
+    skip_sources: Sequence[str] = (),
+    device: str = "cpu",
+    resume: bool = False,
+) -> str | None:
+    """Train `model` on and write `out/model`; returns the id of what it has become. Started by torchrun, all
+    processes call this, and only the first returns the id.
+
+    validation: held-out text; without any, one record of HELD_OUT is kept apart. Raises InputError where
+    there is nothing to read or to hold out, where `out` holds a run and `resume` is not given, and where that
+    run began from another model.
+    """
+    check_start(out, (*data, *validation), resume=resume)
+    read = partial(read_texts, text_column=text_column, skip_sources=skip_sources)
+    texts: Texts = partial(read, data) if validation else partial(_apart, partial(read, data), held_out=False)
+    held: Texts = (
+        partial(read, validation) if validation else partial(_apart, partial(read, data), held_out=True)
+    )
+    with joined(device) as place:
+        wait()
+        share_of(schedule.micro_batches, place)
+        set_up(place)
+        with one_after_another(place):
+            _begin(out, model, schedule, resume=resume)
+            vae, train, held_out = _prepare(model, out, texts, held)
+        teller = Teller.of_model(model) if model.config.conditional else None
+        going_on = resume and (out / "vae" / "checkpoint.pt").exists()
+        (out / "vae").mkdir(exist_ok=True)
+        if place.first and not (out / "before.json").exists():
+            _measure(out, model, held, teller, place)
+        train_vae(
+            vae,
+            schedule,
+            train=train,
+            validation=held_out,
+            lengths=model.tokenizer.lengths,
+            folder=out / "vae",
+            place=place,
+            resume=going_on,
+            teller=teller,
+        )
+        identity = None
+        if place.first:
+            figures = {
+                "vae": last_figures(out / "vae" / "metrics.jsonl"),
+                "before": json.loads((out / "before.json").read_text()),
+                "tuned_from": model.id,
+                "train_bytes": train.text_bytes,
+                "train_tokens": len(train.tokens),
+                "validation_bytes": held_out.text_bytes,
+            }
+            name = model.config.name.removesuffix("-tuned") + "-tuned"
+            tuned = with_coder(model, vae, name, _dictionary(model.dictionary, texts, held))
+            command = "colazip " + shlex.join(portable(sys.argv[1:]))
+            card = render_tuned(tuned.config, schedule, figures, command, [p.name for p in data])
+            write(out / "model", tuned, card, figures)
+            identity = tuned.id
+        wait()
+    return identity
+
+
+def _begin(out: Path, model: Model, schedule: VAESchedule, *, resume: bool) -> None:
+    """Note what a run is, or see that it is the one that is to go on."""
+    about = {"tune": model.id, "vae": asdict(schedule)}
+    path = out / "recipe.json"
+    if resume and path.exists():
+        try:
+            began = json.loads(path.read_text()).get("tune")
+        except (OSError, ValueError, AttributeError) as e:
+            raise InputError(f"{path}: not readable; begin anew in another folder") from e
+        if began != model.id:
+            raise InputError(f"{out}: a run from model {began}, not from {model.id}; name that with --model")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVAE, TokenStore, TokenStore]:
+    """Networks as they begin, and the text; by the process that comes first, the others find it made."""
+    try:
+        held_out = TokenStore.build(out / "validation", held(), model.tokenizer)
+    except InputError as e:
+        raise InputError(f"no text to hold out ({e}): name some with --validation") from e
+    train = TokenStore.build(out / "train", texts(), model.tokenizer)
+    vae = thawed(model)
+    name_commonest(vae, np.bincount(train.tokens, minlength=model.config.vocabulary))
+    if vae.likeness is not None:
+        vae.likeness.set_rows(torch.from_numpy(model.token_rows), vae.readout.token_of)
+    return vae, _guessed(train, out / "train", model, vae), _guessed(held_out, out / "validation", model, vae)
+
+
+def _guessed(store: TokenStore, folder: Path, model: Model, vae: TextVAE) -> TokenStore:
+    """With what a block's memory guesses in gists of these networks."""
+    config = model.config
+    named = vae.readout.named(torch.arange(config.vocabulary), 0).numpy().astype(np.uint16)
+    return store.guessed(folder, model.tokenizer.lengths, config.segment * config.patch, named)
+
+
+def _apart(texts: Texts, *, held_out: bool) -> Iterator[str]:
+    """One record of HELD_OUT, or the others."""
+    for index, text in enumerate(texts()):
+        if (index % HELD_OUT == HELD_OUT - 1) == held_out:
+            yield text
+
+
+@torch.no_grad()
+def name_commonest(vae: TextVAE, counts: np.ndarray) -> None:
+    """Have gists name the tokens that are commonest in a text, as many as before; classes stay.
+
+    counts: int64 [V], how often each token is in the text. The rows of what is moved are moved with it;
+    search rows are not (`Likeness.set_rows`). A token that gists did not name until now begins as what had
+    stood for it.
+    """
+    readout, detail = vae.readout, 0
+    every = torch.arange(vae.config.vocabulary)
+    stood_for = readout.named(every, detail)
+    token_of, limits = readout.token_of.numpy(), readout.limits.numpy()
+    order = torch.from_numpy(np.argsort(-counts[token_of], axis=1, kind="stable"))
+    token_of = np.take_along_axis(token_of, order.numpy(), 1)
+    # Of tokens equally common the one that stood further to the front in its class comes first.
+    by_slot = token_of.T.ravel()
+    rank = np.empty(len(by_slot), np.int64)
+    rank[by_slot[np.argsort(-counts[by_slot], kind="stable")]] = np.arange(len(by_slot))
+    named = [(rank[token_of] < count).sum(1) for count in limits.sum(1)]
+
+    slots = readout.slots.trainable.flatten(0, 1)
+    at = readout.class_of * readout.token_of.shape[1] + readout.slot_of
+    rows = slots[at]  # of each token
+    readout.set_classes(torch.from_numpy(token_of), torch.from_numpy(np.stack(named)))
+    new = (readout.named(every, detail) == every) & (stood_for != every)
+    rows[new] = slots[at[stood_for[new]]]
+    vae.embed.trainable[new] = vae.embed.trainable[stood_for[new]]
+    readout.slots.trainable.copy_(rows[readout.token_of])
+    if vae.likeness is not None:
+        each = torch.arange(len(order))[:, None]
+        for moved in (vae.likeness.scale, vae.likeness.shift):
+            moved.copy_(moved[each, order])
+
+
+def _measure(out: Path, model: Model, held: Texts, teller: Teller | None, place: Place) -> None:
+    """Figures of the model as it is, whose gists name its own tokens: `before.json`."""
+    folder, vae = out / "before", thawed(model)
+    store = _guessed(TokenStore.build(folder, held(), model.tokenizer), folder, model, vae)
+    sample = held_out_sample(store, model.config.segment * model.config.patch)
+    lengths, device = model.tokenizer.lengths, place.device
+    found = evaluate(vae.to(device), store, lengths, sample, device, teller)
+    (out / "before.json").write_text(json.dumps(found))
+    print(f"before the first step: {found['total_bpb']:.4f} bits a byte", file=sys.stderr)
+
+
+def _dictionary(own: bytes | None, texts: Texts, held: Texts) -> bytes | None:
+    """The model's zstd dictionary, or one of the text, if that does better on what is held out."""
+    if own is None:
+        return None
+    total = sum(len(text) for text in texts())
+    size = min(len(own), total // _DICTIONARY_SHARE)
+    made = train_dictionary(spread(texts(), texts(), _DICTIONARY_MEGABYTES), size)
+    if made is None:
+        return own
+    tried = [text for text, _ in zip(held(), range(_TRIED), strict=False)]
+    return smaller_dictionary([own, made], tried)

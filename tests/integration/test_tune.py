@@ -1,0 +1,209 @@
+"""`colazip tune`: a model learns text of another kind, and stays the model it was in what is searched."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from colazip.codec import Codec
+from colazip.errors import ColazipError, InputError
+from colazip.pretrained import load, thawed, with_coder
+from colazip.train import tune as tuning
+from colazip.train.dictionary import smaller_dictionary, train_dictionary
+from tests.tiny_model import tiny_folder, tiny_model
+
+ROOT = Path(__file__).parents[2]
+SCHEDULE = replace(tuning.schedule(60, 256, 1e-2, 3), save_every=20)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def lines(count: int, seed: int) -> list[str]:
+    """A log of a service that no model of prose foresees."""
+    rng = np.random.default_rng(seed)
+    words = [
+        "GET",
+        "PUT",
+        "POST",
+        "cache",
+        "miss",
+        "hit",
+        "timeout",
+        "retry",
+        "shard",
+        "replica",
+        "quorum",
+        "commit",
+    ]
+    found = []
+    for _ in range(count):
+        middle = " ".join(rng.choice(words, 8))
+        found.append(f'{{"ts": {rng.integers(10**6)}, "path": "/v1/{middle}", "ms": {rng.integers(99)}}}')
+    return found
+
+
+def write_lines(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("log") / "log.jsonl", lines(400, 0))
+
+
+@pytest.fixture(scope="module")
+def tuned(log: Path) -> Path:
+    """Folder of a run, on one thread: with more of them gradients are other sums."""
+    out, before = log.parent / "run", torch.get_num_threads()
+    torch.set_num_threads(1)
+    tuning.tune(tiny_model(), SCHEDULE, data=[log], out=out)
+    torch.set_num_threads(before)
+    return out
+
+
+def size(codec: Codec, texts: list[str]) -> int:
+    blob = codec.encode_blocks([[text.encode() for text in texts]])[0]
+    return sum(map(len, blob.layers.values()))
+
+
+def test_text_like_it_takes_less(tuned: Path) -> None:
+    codec, before = Codec.from_pretrained(tuned / "model"), Codec(tiny_model())
+    fresh = lines(60, 1)
+    assert size(codec, fresh) < 0.8 * size(before, fresh)
+    odd = [b"", b"\xff\x00 no text at all", *(text.encode() for text in fresh[:5])]
+    assert codec.decode(codec.encode(odd)) == odd
+
+
+def test_search_is_what_it_was(tuned: Path) -> None:
+    codec, before = Codec.from_pretrained(tuned / "model"), Codec(tiny_model())
+    texts = ["yeast and flour", lines(1, 2)[0]]
+    assert np.array_equal(codec.vectors(texts), before.vectors(texts))
+    prior = {name for name in before.model.tensors if name.startswith(("prior.", "search."))}
+    assert all(np.array_equal(codec.model.tensors[n], before.model.tensors[n]) for n in prior)
+    assert codec.model.id != before.model.id
+
+
+def test_the_card_says_what_was_gained(tuned: Path) -> None:
+    card = (tuned / "model" / "README.md").read_text()
+    assert tiny_model().id in card and "log.jsonl" in card and str(tuned) not in card
+    before = json.loads((tuned / "before.json").read_text())
+    last = json.loads((tuned / "vae" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["total_bpb"] < before["total_bpb"]
+    assert f"{before['total_bpb']:.3f} | {last['total_bpb']:.3f}" in card
+    assert load(tuned / "model").config.name == "tiny-tuned"
+
+
+def test_killed_and_resumed_it_is_the_same_model(
+    log: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colazip.train.loop import Loop
+
+    save, saved = Loop._save, []
+
+    def save_and_die(loop: Loop) -> None:
+        save(loop)
+        saved.append(loop.step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune(tiny_model(), SCHEDULE, data=[log], out=tmp_path / "run")
+    assert saved == [20]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="--resume"):
+        tuning.tune(tiny_model(), SCHEDULE, data=[log], out=tmp_path / "run")
+    with pytest.raises(InputError, match="not from"):
+        tuning.tune(load(tuned / "model"), SCHEDULE, data=[log], out=tmp_path / "run", resume=True)
+    identity = tuning.tune(tiny_model(), SCHEDULE, data=[log], out=tmp_path / "run", resume=True)
+    assert identity == load(tuned / "model").id
+
+
+def test_thawed_weights_freeze_as_they_were() -> None:
+    model = tiny_model()
+    again = with_coder(model, thawed(model), model.config.name, model.dictionary)
+    assert again.id == model.id
+
+
+def named_tokens(vae: torch.nn.Module, detail: int) -> set[int]:
+    every = torch.arange(tiny_model().config.vocabulary)
+    return set(every[vae.readout.named(every, detail) == every].tolist())  # type: ignore[union-attr,operator]
+
+
+def test_gists_name_what_is_common() -> None:
+    vae = thawed(tiny_model())
+    classes, limits = vae.readout.class_of.clone(), vae.readout.limits.clone()
+    counts = np.random.default_rng(5).permutation(len(classes))
+    tuning.name_commonest(vae, counts)
+    readout = vae.readout
+    assert torch.equal(readout.class_of, classes)
+    assert torch.equal(readout.limits.sum(1), limits.sum(1))
+    assert torch.equal(readout.token_of[readout.class_of, readout.slot_of], torch.arange(len(classes)))
+    for detail, row in enumerate(readout.limits.tolist()):
+        within = torch.arange(readout.token_of.shape[1]) < torch.tensor(row)[:, None]
+        named = counts[readout.token_of[within].numpy()]
+        others = counts[readout.token_of[~within].numpy()]
+        assert min(named, default=0) > max(others, default=-1) or not len(named), detail
+
+
+def test_nothing_moves_where_the_same_tokens_are_common() -> None:
+    model = tiny_model()
+    vae = thawed(model)
+    slot_of = model.tensors["vae.readout.slot_of"]
+    limits = model.tensors["vae.readout.limits"]
+    first = slot_of < limits[0][model.tensors["vae.readout.class_of"]]
+    counts = np.where(first, 1000, 0) - slot_of
+    tuning.name_commonest(vae, counts)
+    named = with_coder(model, vae, model.config.name, model.dictionary).tensors
+    for name in ("vae.readout.token_of", "vae.readout.slots.q", "vae.embed.q", "vae.likeness.scale"):
+        assert np.array_equal(named[name], model.tensors[name]), name
+
+
+def test_the_better_dictionary_stays() -> None:
+    own = train_dictionary(lines(400, 3), 2048)
+    other = train_dictionary(["one two three four " * 20 + str(n) for n in range(400)], 2048)
+    assert own is not None and other is not None
+    assert smaller_dictionary([other, own], lines(50, 4)) == own
+    assert smaller_dictionary([own, own[:]], lines(5, 4)) is own
+
+
+def test_too_little_to_hold_out(tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", lines(49, 0))
+    with pytest.raises(ColazipError, match="--validation"):
+        tuning.tune(tiny_model(), SCHEDULE, data=[few], out=tmp_path / "run")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write_lines(tmp_path / "log.jsonl", lines(120, 0))
+    write_lines(tmp_path / "held.jsonl", lines(20, 1))
+
+    def colazip(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "colazip", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    common = "tune", "--data", "log.jsonl", "--model", tiny_folder(), "-o", "run", "--steps", 4
+    done = colazip(*common, "--validation", "held.jsonl", "--patches", 256)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    identity = load(tmp_path / "run" / "model").id
+    assert identity in done.stderr
+    packed = colazip("pack", "held.jsonl", "-o", "a.cola", "--model", "run/model")
+    assert packed.returncode == 0, packed.stderr
+    refused = colazip("get", "a.cola", "0", "--model", tiny_folder())
+    assert refused.returncode == 1 and identity[:8] in refused.stderr and "Traceback" not in refused.stderr
+    for wrong, code, word in (
+        (("--data", "none.jsonl", "-o", "other"), 1, "no such file"),
+        (("--text-column", "body", "-o", "other"), 1, "'body'"),
+        (("--device", "cuda", "-o", "other"), 2, "--device cpu"),
+    ):
+        if "cuda" in wrong and torch.cuda.is_available():
+            continue
+        failed = colazip(*common, *wrong)
+        assert failed.returncode == code and word in failed.stderr, failed.stderr
+        assert "Traceback" not in failed.stderr
