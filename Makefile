@@ -17,7 +17,7 @@ $(BIN)/colazip: pyproject.toml constraints.txt
 	@touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import Phase, settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: none of them needs several threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     from colazip.config import ModelConfig
     from colazip.nn.vae import TextVAE

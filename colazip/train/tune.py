@@ -1,8 +1,9 @@
 """`colazip tune`: a model that exists goes on learning, from somebody's own text.
 
 Tokenizer, search head and prior stay as they are, so that search codes say what they said before and queries
-find the same passages. Coder, decoder and pointer learn the text; the gist names the tokens that are common
-in it; and the zstd dictionary is made anew where that helps.
+find the same passages. Coder, decoder and pointer learn the text, and the zstd dictionary is made anew where
+that helps. A gist goes on naming the tokens that it named: to name those that are common in the text costs
+more than it gains (docs/experiments.md, 49).
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def tune(
         going_on = resume and (out / "vae" / "checkpoint.pt").exists()
         (out / "vae").mkdir(exist_ok=True)
         if place.first and not (out / "before.json").exists():
-            _measure(out, model, held, teller, place)
+            _measure(out / "before.json", model, held_out, teller, place)
         train_vae(
             vae,
             schedule,
@@ -145,18 +146,11 @@ def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVA
     except InputError as e:
         raise InputError(f"no text to hold out ({e}): name some with --validation") from e
     train = TokenStore.build(out / "train", texts(), model.tokenizer)
-    vae = thawed(model)
-    name_commonest(vae, np.bincount(train.tokens, minlength=model.config.vocabulary))
-    if vae.likeness is not None:
-        vae.likeness.set_rows(torch.from_numpy(model.token_rows), vae.readout.token_of)
-    return vae, _guessed(train, out / "train", model, vae), _guessed(held_out, out / "validation", model, vae)
-
-
-def _guessed(store: TokenStore, folder: Path, model: Model, vae: TextVAE) -> TokenStore:
-    """With what a block's memory guesses in gists of these networks."""
-    config = model.config
+    vae, config = thawed(model), model.config
     named = vae.readout.named(torch.arange(config.vocabulary), 0).numpy().astype(np.uint16)
-    return store.guessed(folder, model.tokenizer.lengths, config.segment * config.patch, named)
+    lengths, lane = model.tokenizer.lengths, config.segment * config.patch
+    held_out = held_out.guessed(out / "validation", lengths, lane, named)
+    return vae, train.guessed(out / "train", lengths, lane, named), held_out
 
 
 def _apart(texts: Texts, *, held_out: bool) -> Iterator[str]:
@@ -166,48 +160,12 @@ def _apart(texts: Texts, *, held_out: bool) -> Iterator[str]:
             yield text
 
 
-@torch.no_grad()
-def name_commonest(vae: TextVAE, counts: np.ndarray) -> None:
-    """Have gists name the tokens that are commonest in a text, as many as before; classes stay.
-
-    counts: int64 [V], how often each token is in the text. The rows of what is moved are moved with it;
-    search rows are not (`Likeness.set_rows`). A token that gists did not name until now begins as what had
-    stood for it.
-    """
-    readout, detail = vae.readout, 0
-    every = torch.arange(vae.config.vocabulary)
-    stood_for = readout.named(every, detail)
-    token_of, limits = readout.token_of.numpy(), readout.limits.numpy()
-    order = torch.from_numpy(np.argsort(-counts[token_of], axis=1, kind="stable"))
-    token_of = np.take_along_axis(token_of, order.numpy(), 1)
-    # Of tokens equally common the one that stood further to the front in its class comes first.
-    by_slot = token_of.T.ravel()
-    rank = np.empty(len(by_slot), np.int64)
-    rank[by_slot[np.argsort(-counts[by_slot], kind="stable")]] = np.arange(len(by_slot))
-    named = [(rank[token_of] < count).sum(1) for count in limits.sum(1)]
-
-    slots = readout.slots.trainable.flatten(0, 1)
-    at = readout.class_of * readout.token_of.shape[1] + readout.slot_of
-    rows = slots[at]  # of each token
-    readout.set_classes(torch.from_numpy(token_of), torch.from_numpy(np.stack(named)))
-    new = (readout.named(every, detail) == every) & (stood_for != every)
-    rows[new] = slots[at[stood_for[new]]]
-    vae.embed.trainable[new] = vae.embed.trainable[stood_for[new]]
-    readout.slots.trainable.copy_(rows[readout.token_of])
-    if vae.likeness is not None:
-        each = torch.arange(len(order))[:, None]
-        for moved in (vae.likeness.scale, vae.likeness.shift):
-            moved.copy_(moved[each, order])
-
-
-def _measure(out: Path, model: Model, held: Texts, teller: Teller | None, place: Place) -> None:
-    """Figures of the model as it is, whose gists name its own tokens: `before.json`."""
-    folder, vae = out / "before", thawed(model)
-    store = _guessed(TokenStore.build(folder, held(), model.tokenizer), folder, model, vae)
-    sample = held_out_sample(store, model.config.segment * model.config.patch)
-    lengths, device = model.tokenizer.lengths, place.device
-    found = evaluate(vae.to(device), store, lengths, sample, device, teller)
-    (out / "before.json").write_text(json.dumps(found))
+def _measure(path: Path, model: Model, held_out: TokenStore, teller: Teller | None, place: Place) -> None:
+    """Figures of the model as it is."""
+    sample = held_out_sample(held_out, model.config.segment * model.config.patch)
+    vae, lengths, device = thawed(model).to(place.device), model.tokenizer.lengths, place.device
+    found = evaluate(vae, held_out, lengths, sample, device, teller)
+    path.write_text(json.dumps(found))
     print(f"before the first step: {found['total_bpb']:.4f} bits a byte", file=sys.stderr)
 
 

@@ -132,40 +132,6 @@ def test_thawed_weights_freeze_as_they_were() -> None:
     assert again.id == model.id
 
 
-def named_tokens(vae: torch.nn.Module, detail: int) -> set[int]:
-    every = torch.arange(tiny_model().config.vocabulary)
-    return set(every[vae.readout.named(every, detail) == every].tolist())  # type: ignore[union-attr,operator]
-
-
-def test_gists_name_what_is_common() -> None:
-    vae = thawed(tiny_model())
-    classes, limits = vae.readout.class_of.clone(), vae.readout.limits.clone()
-    counts = np.random.default_rng(5).permutation(len(classes))
-    tuning.name_commonest(vae, counts)
-    readout = vae.readout
-    assert torch.equal(readout.class_of, classes)
-    assert torch.equal(readout.limits.sum(1), limits.sum(1))
-    assert torch.equal(readout.token_of[readout.class_of, readout.slot_of], torch.arange(len(classes)))
-    for detail, row in enumerate(readout.limits.tolist()):
-        within = torch.arange(readout.token_of.shape[1]) < torch.tensor(row)[:, None]
-        named = counts[readout.token_of[within].numpy()]
-        others = counts[readout.token_of[~within].numpy()]
-        assert min(named, default=0) > max(others, default=-1) or not len(named), detail
-
-
-def test_nothing_moves_where_the_same_tokens_are_common() -> None:
-    model = tiny_model()
-    vae = thawed(model)
-    slot_of = model.tensors["vae.readout.slot_of"]
-    limits = model.tensors["vae.readout.limits"]
-    first = slot_of < limits[0][model.tensors["vae.readout.class_of"]]
-    counts = np.where(first, 1000, 0) - slot_of
-    tuning.name_commonest(vae, counts)
-    named = with_coder(model, vae, model.config.name, model.dictionary).tensors
-    for name in ("vae.readout.token_of", "vae.readout.slots.q", "vae.embed.q", "vae.likeness.scale"):
-        assert np.array_equal(named[name], model.tensors[name]), name
-
-
 def test_the_better_dictionary_stays() -> None:
     own = train_dictionary(lines(400, 3), 2048)
     other = train_dictionary(["one two three four " * 20 + str(n) for n in range(400)], 2048)
