@@ -93,5 +93,4 @@ def tune(
         device=chosen_device(device),
         resume=resume,
     )
-    if identity is not None:
-        console.note(f"{Path(output) / 'model'}: model {identity}")
+    console.note(f"{Path(output) / 'model'}: model {identity}")

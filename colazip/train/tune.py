@@ -25,7 +25,7 @@ from colazip.pretrained import Model, thawed, with_coder, write
 from colazip.train.card import render_tuned
 from colazip.train.data import TokenStore, check_start, read_texts
 from colazip.train.dictionary import smaller_dictionary, train_dictionary
-from colazip.train.distributed import Place, joined, one_after_another, set_up, share_of, wait
+from colazip.train.distributed import Place, joined, set_up, share_of
 from colazip.train.pipeline import last_figures, portable
 from colazip.train.side import Teller
 from colazip.train.vae import VAESchedule, evaluate, held_out_sample, train_vae
@@ -67,9 +67,8 @@ def tune(
     skip_sources: Sequence[str] = (),
     device: str = "cpu",
     resume: bool = False,
-) -> str | None:
-    """Train `model` on and write `out/model`; returns the id of what it has become. Started by torchrun, all
-    processes call this, and only the first returns the id.
+) -> str:
+    """Train `model` on, in one process, and write `out/model`; returns the id of what it has become.
 
     validation: held-out text; without any, one record of HELD_OUT is kept apart. Raises InputError where
     there is nothing to read or to hold out, where `out` holds a run and `resume` is not given, and where that
@@ -77,22 +76,18 @@ def tune(
     """
     check_start(out, (*data, *validation), resume=resume)
     read = partial(read_texts, text_column=text_column, skip_sources=skip_sources)
-    texts: Texts = partial(read, data) if validation else partial(_apart, partial(read, data), held_out=False)
-    held: Texts = (
-        partial(read, validation) if validation else partial(_apart, partial(read, data), held_out=True)
-    )
+    own: Texts = partial(read, data)
+    texts: Texts = own if validation else partial(_apart, own, held_out=False)
+    held: Texts = partial(read, validation) if validation else partial(_apart, own, held_out=True)
     with joined(device) as place:
-        wait()
-        share_of(schedule.micro_batches, place)
+        share_of(schedule.micro_batches, place)  # raises where there are several processes
         set_up(place)
-        with one_after_another(place):
-            _begin(out, model, schedule, resume=resume)
-            vae, train, held_out = _prepare(model, out, texts, held)
+        _begin(out, model, schedule, resume=resume)
+        vae, train, held_out = _prepare(model, out, texts, held)
         teller = Teller.of_model(model) if model.config.conditional else None
-        going_on = resume and (out / "vae" / "checkpoint.pt").exists()
-        (out / "vae").mkdir(exist_ok=True)
-        if place.first and not (out / "before.json").exists():
+        if not (out / "before.json").exists():
             _measure(out / "before.json", model, held_out, teller, place)
+        (out / "vae").mkdir(exist_ok=True)
         train_vae(
             vae,
             schedule,
@@ -101,27 +96,27 @@ def tune(
             lengths=model.tokenizer.lengths,
             folder=out / "vae",
             place=place,
-            resume=going_on,
+            resume=resume and (out / "vae" / "checkpoint.pt").exists(),
             teller=teller,
         )
-        identity = None
-        if place.first:
-            figures = {
-                "vae": last_figures(out / "vae" / "metrics.jsonl"),
-                "before": json.loads((out / "before.json").read_text()),
-                "tuned_from": model.id,
-                "train_bytes": train.text_bytes,
-                "train_tokens": len(train.tokens),
-                "validation_bytes": held_out.text_bytes,
-            }
-            name = model.config.name.removesuffix("-tuned") + "-tuned"
-            tuned = with_coder(model, vae, name, _dictionary(model.dictionary, texts, held))
-            command = "colazip " + shlex.join(portable(sys.argv[1:]))
-            card = render_tuned(tuned.config, schedule, figures, command, [p.name for p in data])
-            write(out / "model", tuned, card, figures)
-            identity = tuned.id
-        wait()
-    return identity
+    figures = {
+        "vae": last_figures(out / "vae" / "metrics.jsonl"),
+        "before": json.loads((out / "before.json").read_text()),
+        "tuned_from": model.id,
+        "train_bytes": train.text_bytes,
+        "train_tokens": len(train.tokens),
+        "validation_bytes": held_out.text_bytes,
+    }
+    name = model.config.name.removesuffix("-tuned") + "-tuned"
+    tuned = with_coder(model, vae, name, _dictionary(model.dictionary, texts, held))
+    command = "colazip " + shlex.join(portable(sys.argv[1:]))
+    write(
+        out / "model",
+        tuned,
+        render_tuned(tuned.config, schedule, figures, command, [p.name for p in data]),
+        figures,
+    )
+    return tuned.id
 
 
 def _begin(out: Path, model: Model, schedule: VAESchedule, *, resume: bool) -> None:
@@ -140,7 +135,7 @@ def _begin(out: Path, model: Model, schedule: VAESchedule, *, resume: bool) -> N
 
 
 def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVAE, TokenStore, TokenStore]:
-    """Networks as they begin, and the text; by the process that comes first, the others find it made."""
+    """Networks as they begin, and the text."""
     try:
         held_out = TokenStore.build(out / "validation", held(), model.tokenizer)
     except InputError as e:
