@@ -7,7 +7,9 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -114,10 +116,20 @@ class PooledCodec(Codec):
         return max(1, cores // self._workers)
 
 
+def _end_with(parent: BaseProcess) -> None:
+    """End this process when the calling one has: killed, it can't tell its workers, and these hold both ends
+    of the pipes that they wait for."""
+    parent.join()
+    os._exit(1)
+
+
 def _begin(codec: Codec, threads: int) -> None:
     global _own
     # Interrupted with the calling process, it just ends.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)

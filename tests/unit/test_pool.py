@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from colazip.codec import Codec
 from colazip.errors import ColazipError, FormatError, UsageError
 from colazip.layers import Block
 from colazip.pool import MOST_WORKERS, PooledCodec
-from tests.tiny_model import passages, tiny_codec, tiny_model
+from tests.tiny_model import passages, tiny_codec, tiny_folder, tiny_model
 
+ROOT = Path(__file__).parents[2]
 PARTS = [[text.encode() for text in passages()[i : i + 6]] for i in (0, 6, 12, 18, 24)]
 
 
@@ -76,6 +79,25 @@ def test_a_lost_process_is_one_line_and_not_the_end() -> None:
         with pytest.raises(ColazipError, match="a worker process ended"):
             pooled.decode_blocks(coded)
         assert pooled.decode_blocks(coded) == PARTS
+
+
+def test_processes_end_with_one_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\n"
+        "from colazip import Codec, PooledCodec\n"
+        "if __name__ == '__main__':\n"
+        "    pooled = PooledCodec(Codec.from_pretrained(sys.argv[1]), 2)\n"
+        "    pooled.encode_blocks([[b'one text'], [b'another']])\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, str(script), str(tiny_folder())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as caller:
+        assert caller.stdout is not None and caller.stdout.readline() == b"ready\n"
+        caller.kill()
+        # The pipe has an end when the last of those that could write to it is gone.
+        assert caller.communicate(timeout=60) == (b"", None)
 
 
 def test_numbers_of_workers() -> None:
