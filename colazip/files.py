@@ -141,6 +141,12 @@ def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise UsageError(f"{os.fspath(path)}: exists already; choose another name, or overwrite it with -f")
 
 
+def check_apart(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Raises UsageError if `output` is the file that is being read."""
+    if os.path.realpath(source) == os.path.realpath(output):
+        raise UsageError(f"{os.fspath(output)}: is both source and output; choose another output")
+
+
 def _move_into(partial: Path, target: Path) -> None:
     """Move every file under `partial` to its place under `target`, once all places are known to be good."""
     moves = [

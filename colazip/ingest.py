@@ -166,6 +166,9 @@ def _walk(
             file = os.path.join(folder, name)
             if exclude is not None and _is_same(file, exclude):
                 continue
+            if os.path.islink(file) and not os.path.exists(file):
+                warn(f"{file}: left out: a link to nothing")
+                continue
             if not stat.S_ISREG(os.stat(file).st_mode):
                 warn(f"{file}: left out: neither a file nor a folder")
                 continue

@@ -195,6 +195,7 @@ def build(
     folder = folder_of(archive.path)
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: exists already; make it anew with {_command(archive.path)}")
+    _check_is_index(folder)
     if refine is None:
         refine = _is_refined(folder) and _refusal(archive) is None
     elif refine and (refusal := _refusal(archive)) is not None:
@@ -215,6 +216,17 @@ def build(
         }
         (partial / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return Sidecar(folder, archive, description).sizes()
+
+
+def _check_is_index(folder: Path) -> None:
+    """Raises UsageError if there is something in a folder, or in its place, that no index has: it would be
+    lost."""
+    if not folder.is_dir():
+        return  # `replaced_folder` refuses a file
+    known = {_DESCRIPTION, _WORDS, *_VECTOR_FILES, _REFINE_FILE}
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in known:
+            raise UsageError(f"{entry}: is no part of an index; move it away, or the whole folder")
 
 
 def _is_refined(folder: Path) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any, BinaryIO, cast
 
 import click
@@ -32,6 +35,16 @@ class Console:
         """One line on stderr if verbose."""
         if self.verbose:
             self.note(message)
+
+
+@contextmanager
+def hushed(console: Console) -> Iterator[None]:
+    """Within, what training writes to stderr about itself is not shown, if quiet."""
+    if not console.quiet:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def data_output(*, binary: bool = False, force: bool = False) -> BinaryIO:

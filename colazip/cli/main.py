@@ -15,6 +15,7 @@ import click
 
 from colazip.cli.lazy import LazyCommand, LazyGroup
 from colazip.cli.report import DEBUG_VARIABLE, EXIT_USAGE, Terminated, explain
+from colazip.cli.streams import complete
 from colazip.version import __version__
 
 if TYPE_CHECKING:
@@ -87,13 +88,14 @@ def main(argv: Sequence[str] | None = None, codec: ArchiveCodec | None = None) -
     that the command would load. A failure is one line on stderr, `colazip: error: what, where, what to do`;
     the environment variable COLAZIP_DEBUG=1 raises it instead, traceback and all.
     """
+    complete()
     # A terminal that can't show a character gets an escape instead of an exception.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     code = 0
     try:
-        with _unwinding_on_sigterm():
+        with _unwinding_when_told_to_end():
             result = cli.main(
                 args=None if argv is None else list(argv),
                 prog_name="colazip",
@@ -122,8 +124,9 @@ def _close_stdout(code: int) -> int:
 
 
 @contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM is an exception, so that unfinished files are removed."""
+def _unwinding_when_told_to_end() -> Iterator[None]:
+    """Within, SIGTERM is an exception, and so is SIGHUP, which a terminal sends as it closes, unless it is
+    ignored (nohup): unfinished files are removed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -131,8 +134,12 @@ def _unwinding_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    ends = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    previous = [(number, signal.signal(number, stop)) for number in ends]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous:
+            signal.signal(number, handler)

@@ -31,7 +31,7 @@ def _use_threads(context: click.Context, parameter: click.Parameter, value: int 
 threads_option = click.option(
     "-T",
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     metavar="N",
     expose_value=False,
     callback=_use_threads,

@@ -66,12 +66,13 @@ def decompress(file: str, output: str | None, force: bool, console: Console) -> 
 
 def _transfer(file: str, output: str, force: bool, binary: bool) -> bytes:
     """Check the output before the work, then read all of the input."""
-    from colazip.files import check_free
+    from colazip.files import check_apart, check_free
 
     if output == "-":
         data_output(binary=binary, force=force)
     elif not os.path.exists(output) or os.path.isfile(output):
         check_free(output, force)
+        check_apart(file, output)
     if file == "-":
         return sys.stdin.buffer.read()
     with open(file, "rb") as source:

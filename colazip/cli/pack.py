@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -91,7 +90,7 @@ def pack(
     lines, stands for the files of that kind in it.
     """
     from colazip.archive import Archive
-    from colazip.files import check_free
+    from colazip.files import check_apart, check_free
     from colazip.ingest import open_sources
     from colazip.presets import choose
     from colazip.tables import ColumnChoice
@@ -106,8 +105,7 @@ def pack(
     check_code_bytes(code_bytes, wanted)
     check_free(output, force)
     for source in sources:
-        if os.path.realpath(source) == os.path.realpath(output):
-            raise UsageError(f"{source}: is both source and output; choose another output")
+        check_apart(source, output)
     columns = None
     if text_column is not None or id_column is not None:
         columns = ColumnChoice("text" if text_column is None else text_column, id_column)

@@ -44,8 +44,10 @@ def get(
 
     The id of a file is its relative path; of a row without id column its number, from 0.
     """
-    from colazip.files import new_file
+    from colazip.files import check_apart, new_file
 
+    if output is not None:
+        check_apart(archive, output)
     with open_archive(archive, model) as opened:
         for key in ids:
             if key not in opened:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from colazip.cli.console import Console
+from colazip.cli.console import Console, hushed
 from colazip.cli.model_option import threads_option
 from colazip.cli.options import console_options, json_option
 from colazip.errors import UsageError
@@ -52,7 +52,7 @@ def train() -> None:
     multiple=True,
     required=True,
     metavar="FILE",
-    help="Training text: Parquet, JSONL or text. Repeat for more.",
+    help="Training text: Parquet, JSONL, CSV or plain text. Repeat for more.",
 )
 @click.option(
     "--validation", multiple=True, required=True, metavar="FILE", help="Held-out text, never trained on."
@@ -142,7 +142,8 @@ def _run(
         if sharding is not None:
             parallel = dataclasses.replace(chosen.parallel, sharding=sharding)
             chosen = dataclasses.replace(chosen, parallel=parallel)
-        folder = run_cola(chosen, **settings, tensorboard=tensorboard)
+        with hushed(console):
+            folder = run_cola(chosen, **settings, tensorboard=tensorboard)
         if os.environ.get("RANK", "0") == "0":  # once, not by every process
             console.note(f"{folder}: trained")
         return
@@ -155,7 +156,8 @@ def _run(
         from colazip.evaluate.embedder import Embedder
 
         embed = Embedder(None if teacher == "package" else Path(teacher), half=True).embed
-    identity = run(chosen, **settings, initial=Path(init) if init else None, teacher=embed)
+    with hushed(console):
+        identity = run(chosen, **settings, initial=Path(init) if init else None, teacher=embed)
     if identity is not None:
         console.note(f"{Path(output) / 'model'}: model {identity}")
 

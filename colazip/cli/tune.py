@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
 
-from colazip.cli.console import Console
+from colazip.cli.console import Console, hushed
 from colazip.cli.model_option import model_options
 from colazip.cli.options import console_options
+from colazip.errors import UsageError
 
 
 @click.command()
@@ -17,7 +19,7 @@ from colazip.cli.options import console_options
     multiple=True,
     required=True,
     metavar="FILE",
-    help="Your text: Parquet, JSONL or plain text. Repeat for more.",
+    help="Your text: Parquet, JSONL, CSV or plain text. Repeat for more.",
 )
 @click.option(
     "--validation",
@@ -39,7 +41,7 @@ from colazip.cli.options import console_options
 )
 @click.option(
     "--patches",
-    type=click.IntRange(min=256),
+    type=click.IntRange(256, 65_536),
     default=1536,
     show_default=True,
     metavar="N",
@@ -81,16 +83,19 @@ def tune(
     from colazip.train import tune as tuning
     from colazip.train.distributed import chosen_device
 
+    if not math.isfinite(rate):
+        raise UsageError(f"--rate {rate}: must be a number")
     base = load(model)
-    identity = tuning.tune(
-        base,
-        tuning.schedule(steps, patches, rate, base.config.details),
-        data=[Path(p) for p in data],
-        validation=[Path(p) for p in validation],
-        out=Path(output),
-        text_column=text_column,
-        skip_sources=skip_source,
-        device=chosen_device(device),
-        resume=resume,
-    )
+    with hushed(console):
+        identity = tuning.tune(
+            base,
+            tuning.schedule(steps, patches, rate, base.config.details),
+            data=[Path(p) for p in data],
+            validation=[Path(p) for p in validation],
+            out=Path(output),
+            text_column=text_column,
+            skip_sources=skip_source,
+            device=chosen_device(device),
+            resume=resume,
+        )
     console.note(f"{Path(output) / 'model'}: model {identity}")

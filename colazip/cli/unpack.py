@@ -64,6 +64,7 @@ def unpack(
     .parquet): the same values, not always the same spelling. An archive that a program made comes as JSON
     lines.
     """
+    from colazip.files import check_apart
     from colazip.output import plan_output, write_records
 
     if denoise and layer != "gist":
@@ -72,6 +73,8 @@ def unpack(
         raise UsageError("--detail goes with --denoise")
     with open_archive(archive, model, device=device, workers=workers) as opened:
         plan = plan_output(opened.source, archive, output, format)
+        if plan.path is not None:
+            check_apart(archive, plan.path)
         stdout = data_output(binary=plan.is_binary, force=force) if plan.path is None else None
         total = max(len(opened), 1)
         progress: Progress

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from colazip.errors import FormatError, InputError
 
@@ -52,6 +55,9 @@ def plain_type(kind: pa.DataType, where: str, nested: bool = False) -> pa.DataTy
         return kind
     if types.is_decimal(kind):
         return pa.large_string() if nested else kind
+    if types.is_timestamp(kind) and not nested:
+        # The same instants, down to the microsecond, as far as Python's times go (`has_nanoseconds`).
+        return pa.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and "UTC")
     if types.is_temporal(kind) and not types.is_interval(kind):
         return kind if not nested and _is_native(kind) else _ticks(kind)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -68,8 +74,6 @@ def _is_native(kind: pa.DataType) -> bool:
     """Whether Python's dates and times, which count microseconds, hold every value without a zone table."""
     if pa.types.is_date(kind):
         return True
-    if pa.types.is_timestamp(kind):
-        return kind.unit != "ns" and kind.tz in (None, "UTC")
     return pa.types.is_time(kind) and getattr(kind, "unit", "") != "ns"
 
 
@@ -94,16 +98,35 @@ def text_bytes(column: pa.Array) -> list[bytes | None]:
 
 
 def from_plain(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """The column of type `kind` that `to_plain` or `text_bytes` read. Raises as `pa.array` does."""
+    """The column of type `kind` that `to_plain` or `text_bytes` read; times may be ticks. Raises as
+    `pa.array` does."""
     if pa.types.is_dictionary(kind):
         encoded = from_plain(values, kind.value_type).dictionary_encode()
         return encoded.cast(kind)
     plain = plain_type(kind, "column")
+    if pa.types.is_timestamp(kind) and any(isinstance(value, int) for value in values):
+        values = [_in_ticks(value, kind) for value in values]
+        plain = pa.int64()
     if is_string(kind) and any(isinstance(value, bytes) for value in values):
         plain = pa.large_binary()
     if pa.types.is_nested(plain):
         values = [_read_bytes(value, plain) for value in values]
     return pa.array(values, type=plain).cast(kind)
+
+
+def is_nanoseconds(kind: pa.DataType) -> bool:
+    """Of a timestamp that may be finer than Python's."""
+    return bool(pa.types.is_timestamp(kind) and kind.unit == "ns")
+
+
+def has_nanoseconds(columns: Iterable[pa.Array]) -> bool:
+    """Whether times of such columns are no whole microseconds: they are then kept as ticks, int64."""
+    return any((pc.max(pc.nanosecond(column)).as_py() or 0) > 0 for column in columns)
+
+
+def _in_ticks(value: Any, kind: pa.DataType) -> Any:
+    """A time, or its ticks, as the ticks of a timestamp type."""
+    return pa.scalar(value, kind).cast(pa.int64()).as_py() if isinstance(value, datetime) else value
 
 
 def _spell_bytes(value: Any) -> Any:

@@ -14,6 +14,8 @@ from colazip.archive.record import Record
 from colazip.errors import InputError, UsageError
 from colazip.tables.arrow_plain import (
     from_plain,
+    has_nanoseconds,
+    is_nanoseconds,
     is_text,
     plain_type,
     schema_from_text,
@@ -53,6 +55,12 @@ class ParquetReader:
             for field in self.schema
             if field.name != columns.text
         }
+        for field in self.schema:
+            if field.name in self.plain and is_nanoseconds(field.type):
+                with _as_input_error(name):
+                    batches = self.file.iter_batches(columns=[field.name])
+                    if has_nanoseconds(batch.column(0) for batch in batches):
+                        self.plain[field.name] = pa.int64()
         if columns.id is not None:
             kind = self.schema.field(columns.id).type
             if not is_text(kind) and not pa.types.is_integer(kind):

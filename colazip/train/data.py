@@ -19,6 +19,7 @@ from colazip.tokenizer import Tokenizer
 
 _CHUNK = 4096  # records read and tokenized at once
 _BLOCKS_AT_ONCE = 64
+_PROBED = 1 << 16  # bytes of a plain text that tell whether it is one
 
 
 def check_start(out: Path, files: Sequence[Path], *, resume: bool) -> None:
@@ -35,7 +36,7 @@ def check_start(out: Path, files: Sequence[Path], *, resume: bool) -> None:
 def read_texts(
     paths: Sequence[Path], text_column: str = "text", skip_sources: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Texts of Parquet, JSONL and plain text files, in order.
+    """Texts of Parquet, JSONL, CSV and plain text files, in order; a plain text is one.
 
     skip_sources: prefixes of the `source` column to leave out, for instance for their licence. Raises
     InputError on a file that can't be read or has no texts in that column.
@@ -50,8 +51,10 @@ def read_texts(
                 yield from _read_parquet(path, text_column, tuple(skip_sources))
             elif path.suffix in (".jsonl", ".ndjson"):
                 yield from _read_jsonl(path, text_column, tuple(skip_sources))
+            elif path.suffix in (".csv", ".tsv"):
+                yield from _read_csv(path, text_column, tuple(skip_sources))
             else:
-                yield path.read_text(encoding="utf-8", errors="replace")
+                yield _read_plain(path)
         except OSError as e:
             raise InputError(f"{path}: can't be read ({e.strerror or type(e).__name__})") from e
 
@@ -81,6 +84,34 @@ def _read_parquet(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[st
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise InputError(f"{path}: not a readable Parquet file ({reason})") from e
+
+
+def _read_csv(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.csv as csv
+
+    parse = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+    try:
+        names = csv.open_csv(path, parse_options=parse).schema.names
+        if column not in names:
+            raise InputError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+        wanted = [column, *(["source"] if skip and "source" in names else [])]
+        strings = csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
+        for batch in csv.open_csv(path, parse_options=parse, convert_options=strings):
+            texts = batch.column(0).to_pylist()
+            sources = batch.column(1).to_pylist() if len(wanted) > 1 else [""] * len(texts)
+            for text, source in zip(texts, sources, strict=True):
+                if text and not (source or "").startswith(skip or ("\0",)):
+                    yield text
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        raise InputError(f"{path}: not readable as CSV ({str(e).splitlines()[0]})") from e
+
+
+def _read_plain(path: Path) -> str:
+    data = path.read_bytes()
+    if b"\0" in data[:_PROBED]:
+        raise InputError(f"{path}: is binary; name Parquet, JSONL, CSV or plain text")
+    return data.decode("utf-8", "replace")
 
 
 def _read_jsonl(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]:
@@ -132,7 +163,8 @@ class TokenStore:
                     total += len(tokens)
                     ends.append(total)
                 print(f"\rtokenized {text_bytes / 1e6:.0f} MB", end="", file=sys.stderr)
-        print(file=sys.stderr)
+        if ends:
+            print(file=sys.stderr)
         if not ends:
             raise InputError("the training files hold no text")
         np.save(folder / "ends.npy", np.array(ends, np.int64))

@@ -9,6 +9,7 @@ goes on with more or fewer processes, or with the other kind of sharding, reads 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -54,9 +55,12 @@ class Place:
 
 
 def chosen_device(name: str) -> str:
-    """What `auto` means here, or the name itself. Raises UsageError for a GPU where there is none."""
+    """What `auto` means here, or the name itself. Raises UsageError for another than cpu or cuda, and for a
+    GPU where there is none."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d{1,3})?", name):
+        raise UsageError(f"device {name!r}: must be auto, cpu or cuda")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("no CUDA device here; use --device cpu")
     return name

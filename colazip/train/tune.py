@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from colazip.errors import InputError
 from colazip.nn.vae import TextVAE
 from colazip.pretrained import Model, thawed, with_coder, write
 from colazip.train.card import render_tuned
-from colazip.train.data import TokenStore, check_start, read_texts
+from colazip.train.data import TokenStore, read_texts
 from colazip.train.dictionary import smaller_dictionary, train_dictionary
 from colazip.train.distributed import Place, joined, set_up, share_of
 from colazip.train.pipeline import last_figures, portable
@@ -34,6 +35,8 @@ from colazip.train.vocabulary import spread
 HELD_OUT = 50  # of so many records one is kept apart where no held-out text is named
 _DICTIONARY_SHARE = 16  # a dictionary is made from at least so many times its size
 _DICTIONARY_MEGABYTES = 32  # and from so much text at most
+_LONG = 8192  # characters of a piece of text that is held out whole or not at all
+_SETTINGS = {"steps": "steps", "patches": "patches", "rate": "lr"}  # options, and what schedules call them
 _TRIED = 2000  # held-out texts that dictionaries are tried on
 
 Texts = Callable[[], Iterator[str]]
@@ -74,7 +77,7 @@ def tune(
     there is nothing to read or to hold out, where `out` holds a run and `resume` is not given, and where that
     run began from another model.
     """
-    check_start(out, (*data, *validation), resume=resume)
+    _check_folder(out, model, schedule, resume=resume)
     read = partial(read_texts, text_column=text_column, skip_sources=skip_sources)
     own: Texts = partial(read, data)
     texts: Texts = own if validation else partial(_apart, own, held_out=False)
@@ -82,8 +85,14 @@ def tune(
     with joined(device) as place:
         share_of(schedule.micro_batches, place)  # raises where there are several processes
         set_up(place)
-        _begin(out, model, schedule, resume=resume)
-        vae, train, held_out = _prepare(model, out, texts, held)
+        try:
+            vae, train, held_out = _prepare(model, out, texts, held)
+        except BaseException:
+            if not resume:
+                shutil.rmtree(out)  # it was empty, and half of a text is none
+            raise
+        about = {"tune": model.id, "vae": asdict(schedule)}
+        (out / "recipe.json").write_text(json.dumps(about, indent=2) + "\n")
         teller = Teller.of_model(model) if model.config.conditional else None
         if not (out / "before.json").exists():
             _measure(out / "before.json", model, held_out, teller, place)
@@ -119,27 +128,35 @@ def tune(
     return tuned.id
 
 
-def _begin(out: Path, model: Model, schedule: VAESchedule, *, resume: bool) -> None:
-    """Note what a run is, or see that it is the one that is to go on."""
-    about = {"tune": model.id, "vae": asdict(schedule)}
-    path = out / "recipe.json"
-    if resume and path.exists():
-        try:
-            began = json.loads(path.read_text()).get("tune")
-        except (OSError, ValueError, AttributeError) as e:
-            raise InputError(f"{path}: not readable; begin anew in another folder") from e
-        if began != model.id:
-            raise InputError(f"{out}: a run from model {began}, not from {model.id}; name that with --model")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=2) + "\n")
+def _check_folder(out: Path, model: Model, schedule: VAESchedule, *, resume: bool) -> None:
+    """Raises InputError unless a run can begin in `out`, or go on as it began."""
+    recipe = out / "recipe.json"
+    if not resume:
+        if recipe.exists():
+            raise InputError(f"{out}: holds a run already; --resume goes on with it, or name another folder")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: is not an empty folder; name another")
+        return
+    try:
+        began = json.loads(recipe.read_text())
+        base, settings = began["tune"], began["vae"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{out}: holds no run of tune to go on with; leave out --resume") from e
+    if base != model.id:
+        raise InputError(f"{out}: a run from model {base}, not from {model.id}; name that with --model")
+    if settings != json.loads(json.dumps(asdict(schedule))):
+        told = ", ".join(f"--{name} {settings.get(key)}" for name, key in _SETTINGS.items())
+        raise InputError(f"{out}: a run with {told}; go on with the same")
 
 
 def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVAE, TokenStore, TokenStore]:
     """Networks as they begin, and the text."""
-    try:
-        held_out = TokenStore.build(out / "validation", held(), model.tokenizer)
-    except InputError as e:
-        raise InputError(f"no text to hold out ({e}): name some with --validation") from e
+    if next(held(), None) is None:
+        raise InputError(
+            f"fewer than {HELD_OUT} pieces of text, so none is held out; name more, or some with --validation"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    held_out = TokenStore.build(out / "validation", held(), model.tokenizer)
     train = TokenStore.build(out / "train", texts(), model.tokenizer)
     vae, config = thawed(model), model.config
     named = vae.readout.named(torch.arange(config.vocabulary), 0).numpy().astype(np.uint16)
@@ -149,10 +166,22 @@ def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVA
 
 
 def _apart(texts: Texts, *, held_out: bool) -> Iterator[str]:
-    """One record of HELD_OUT, or the others."""
-    for index, text in enumerate(texts()):
+    """One record of HELD_OUT, or the others. A long one, such as a book, counts as many."""
+    pieces = (piece for text in texts() for piece in _cut(text))
+    for index, piece in enumerate(pieces):
         if (index % HELD_OUT == HELD_OUT - 1) == held_out:
-            yield text
+            yield piece
+
+
+def _cut(text: str) -> Iterator[str]:
+    """A text in pieces of _LONG characters at most, cut behind an empty line or the end of one, if there is
+    one in the second half of a piece."""
+    while len(text) > _LONG:
+        ends = (text.rfind(mark, _LONG // 2, _LONG) + len(mark) for mark in ("\n\n", "\n"))
+        end = next((end for end in ends if end >= _LONG // 2), _LONG)
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
 def _measure(path: Path, model: Model, held_out: TokenStore, teller: Teller | None, place: Place) -> None:

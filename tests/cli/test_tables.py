@@ -96,6 +96,8 @@ def parquet_table() -> pa.Table:
             ),
             "zone": pa.array([1, 2, None], pa.timestamp("ms", "Europe/Berlin")),
             "nano": pa.array([1, 2, 3], pa.timestamp("ns")),
+            "pandas": pa.array([10**18, None, 10**18 + 1000], pa.timestamp("ns", "Asia/Tokyo")),
+            "some": pa.array([1000, 2000, 3001], pa.timestamp("ns")),
             "day": pa.array([datetime.date(1, 1, 1), datetime.date(9999, 12, 31), None]),
             "time": pa.array([1, 2, 3], pa.time64("ns")),
             "clock": pa.array([1, None, 3], pa.time32("ms")),
@@ -140,6 +142,17 @@ def test_parquet_to_standard_output_and_as_other_formats(run: Run, tmp_path: Pat
     assert (rows[0]["blob"], rows[0]["cash"], rows[2]["list"]) == ("/wA=", "1.10", [])
     assert run("unpack", "t.cola", "-o", "t.csv").code == 0
     assert (tmp_path / "t.csv").read_bytes().startswith(b"id,text,n,")
+
+
+def test_times_are_compared_and_shown_as_times(run: Run, tmp_path: Path) -> None:
+    at = [datetime.datetime(2024, 5, day, 12) for day in (1, 2, 3)]
+    for kind in (pa.timestamp("ns"), pa.timestamp("ns", "Europe/Berlin"), pa.timestamp("ms", "Asia/Tokyo")):
+        moments = pa.array(at, pa.timestamp("us", kind.tz)).cast(kind)
+        pq.write_table(pa.table({"text": ["a", "b", "c"], "at": moments}), tmp_path / "t.parquet")
+        assert run("pack", "t.parquet", "-o", "t.cola", "-f").code == 0
+        assert '"at": "2024-05-02T12:00:00' in run("get", "t.cola", "1", "--json").text
+        found = run("search", "t.cola", "b", "--where", "at >= '2024-05-02'", "--mode", "semantic", "--json")
+        assert sorted(hit["id"] for hit in json.loads(found.text)) == ["1", "2"], found
 
 
 def test_json_lines_as_parquet(run: Run, tmp_path: Path) -> None:
