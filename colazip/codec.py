@@ -312,7 +312,7 @@ class Codec:
         one archive share coder states and are smaller there. Raises UsageError as `encode_blocks` does.
         """
         wanted, level = choose(preset, layers)
-        data = [_as_bytes(r) for r in records]
+        data = _all_as_bytes(records)
         if GIST not in wanted and preset != SMALL:
             return [self._plain_blob(d, level) for d in data]
         parts = [self.split(d) for d in data]
@@ -520,7 +520,7 @@ class Codec:
         Minus the log2 of the probability that the model gives the text; over its bytes, how foreign it is to
         the model.
         """
-        tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
+        tokens = self.model.tokenizer.encode(_all_as_bytes(texts))
         result = np.zeros(len(texts))
         for lo in range(0, len(texts), _SCORED_AT_ONCE):
             some = [[t] for t in tokens[lo : lo + _SCORED_AT_ONCE]]
@@ -540,7 +540,7 @@ class Codec:
         codes stand for, which are not ordered so. Raises UsageError.
         """
         axes = None if dimensions is None else self._axes(dimensions)
-        tokens = self.model.tokenizer.encode([_as_bytes(t) for t in texts])
+        tokens = self.model.tokenizer.encode(_all_as_bytes(texts))
         sums = np.zeros((len(texts), self.model.config.vector))
         lanes = lay_out([[len(t)] for t in tokens], self._segment, self._patch)
         table = _token_table([[t] for t in tokens], lanes, self._patch)
@@ -1092,7 +1092,15 @@ def _whole_characters(text: bytes, start: int, end: int) -> Span:
 def _as_bytes(record: str | bytes) -> bytes:
     if isinstance(record, str):
         return record.encode("utf-8", "surrogatepass")
+    if not isinstance(record, bytes | bytearray | memoryview):
+        raise UsageError(f"a record is text or bytes, not {type(record).__name__}")
     return bytes(record)
+
+
+def _all_as_bytes(records: Sequence[str | bytes]) -> list[bytes]:
+    if isinstance(records, str | bytes | bytearray | memoryview):
+        raise UsageError("several records are wanted, not one: put it into a list")
+    return [_as_bytes(record) for record in records]
 
 
 def _token_table(tokens: Sequence[Sequence[np.ndarray]], lanes: Lanes, patch: int) -> np.ndarray:

@@ -19,6 +19,10 @@ def passing(store: Store, condition: str) -> np.ndarray:
     Raises UsageError for a condition that can't be read, names no column of the archive, or compares a column
     with what it doesn't hold.
     """
+    if not isinstance(condition, str):
+        raise UsageError(
+            f"a filter is a text such as 'year >= 2020', not {type(condition).__name__}; see docs/search.md"
+        )
     parsed = where.parse(condition)
     masks = [np.zeros(0, dtype=bool)]
     known: set[str] = set()

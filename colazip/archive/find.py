@@ -45,8 +45,10 @@ def find(
     archive: Archive, query: str, k: int, mode: str | None, where: str | None, *, group: bool, snippets: bool
 ) -> list[Hit]:
     """What `Archive.search` does."""
-    if k < 1:
-        raise UsageError(f"k must be at least 1, not {k}")
+    if not isinstance(query, str):
+        raise UsageError(f"a query is a text, not {type(query).__name__}")
+    if not isinstance(k, int) or k < 1:
+        raise UsageError(f"k must be a number of hits, at least 1, not {k!r}")
     mode = choose_mode(archive, mode, group)
     allowed = None if where is None else passing(archive._store, where)
     query = query.encode("utf-8", "replace").decode()

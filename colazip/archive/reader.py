@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate, compress, groupby
 from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from colazip.archive.blocks import BlockTable
+from colazip.archive.filters import passing
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
 from colazip.archive.snippets import Passage
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from colazip.search import SearchIndex
 
 _T = TypeVar("_T")
+_ROWS = 4096  # whose metadata is read at once
 Places = Sequence[tuple[int, int]]  # group and block in it
 
 _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
@@ -202,14 +204,31 @@ class Archive:
             for name, record_parts, values in zip(names, parts, metadata, strict=True):
                 yield Record(b"".join(record_parts), name, values)
 
-    def ids(self) -> Iterator[str]:
-        """Ids in order."""
+    def ids(self, where: str | None = None) -> Iterator[str]:
+        """Ids in order; decodes nothing. where: only of records whose metadata pass, as in `search`. Raises
+        UsageError for a filter that can't be read."""
+        if where is None:
+            return self._ids()
+        return compress(self._ids(), passing(self._store, where))
+
+    def _ids(self) -> Iterator[str]:
         for group, info in enumerate(self.manifest.groups):
             if info.named:
                 yield from self._store.names(group, 0, info.records)
             else:
                 first = self._store.first_records[group]
                 yield from map(str, range(first, first + info.records))
+
+    def rows(self, where: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, metadata) in order, as `ids` has them."""
+        every = zip(self._ids(), self._metadata(), strict=True)
+        return every if where is None else compress(every, passing(self._store, where))
+
+    def _metadata(self) -> Iterator[dict[str, Any]]:
+        for group, info in enumerate(self.manifest.groups):
+            rows = self._store.tables(group)[1]
+            for start in range(0, info.records, _ROWS):
+                yield from rows.metadata(start, min(start + _ROWS, info.records))
 
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and self._store.find(id) is not None
@@ -521,7 +540,9 @@ class Archive:
         return slots, list(dict.fromkeys(block for block, _ in slots))
 
     def _locate(self, id: str) -> tuple[int, int]:
-        """(group, row) of a record; raises RecordNotFoundError."""
+        """(group, row) of a record; raises RecordNotFoundError, and UsageError for what can be no id."""
+        if not isinstance(id, str):
+            raise UsageError(f"an id is a text, not {type(id).__name__}: {str(id)!r}?")
         found = self._store.find(id)
         if found is None:
             raise RecordNotFoundError(f"{self.path}: no record has the id {id!r}")

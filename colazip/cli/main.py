@@ -25,6 +25,7 @@ COMMANDS = {
     "pack": LazyCommand("colazip.cli.pack:pack", "Pack files, folders or tables into an archive."),
     "unpack": LazyCommand("colazip.cli.unpack:unpack", "Give the packed files or table back."),
     "get": LazyCommand("colazip.cli.query:get", "Write records to standard output."),
+    "list": LazyCommand("colazip.cli.query:list_ids", "Write the ids of the records."),
     "search": LazyCommand("colazip.cli.query:search", "Find records by meaning, by words, or both."),
     "index": LazyCommand("colazip.cli.index:index", "Make the index that search by words needs."),
     "regenerate": LazyCommand("colazip.cli.query:regenerate", "Write a variant of a record from its gist."),

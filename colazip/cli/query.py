@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 _MOST_PATCHES = 1 << 24  # bounds what `--missing 0-99999999999` asks for
 
 
+_where_option = click.option(
+    "--where",
+    metavar="FILTER",
+    help="Only records whose metadata pass, as in \"year >= 2020 and lang = 'en'\"; also in, between, like, "
+    "is null, not, or, parentheses.",
+)
+
+
 @click.command()
 @click.argument("archive")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
@@ -66,6 +74,26 @@ def get(
         stdout.flush()
 
 
+@click.command("list")
+@click.argument("archive")
+@_where_option
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line: id, metadata.")
+@console_options
+def list_ids(archive: str, where: str | None, as_json: bool, console: Console) -> None:
+    """Write the ids of the records of an archive, one a line, in their order. Nothing is decoded."""
+    from colazip.tables.common import json_text
+
+    with open_archive(archive) as opened:
+        stdout = data_output()
+        if as_json:
+            for key, metadata in opened.rows(where):
+                stdout.write(json_text({"id": key, "metadata": metadata}) + b"\n")
+        else:
+            for key in opened.ids(where):
+                stdout.write(key.encode() + b"\n")
+        stdout.flush()
+
+
 @click.command()
 @click.argument("archive")
 @click.argument("query")
@@ -76,12 +104,7 @@ def get(
     help="Rank by meaning, by words in common, or by both. [default: hybrid where 'colazip index' was run, "
     "else semantic]",
 )
-@click.option(
-    "--where",
-    metavar="FILTER",
-    help="Only records whose metadata pass, as in \"year >= 2020 and lang = 'en'\"; also in, between, like, "
-    "is null, not, or, parentheses.",
-)
+@_where_option
 @click.option("--no-snippets", is_flag=True, help="Don't decode the hits: ids and scores at once.")
 @click.option("--passages", is_flag=True, help="Show passages, not records: several of one perhaps.")
 @json_option
