@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, BinaryIO
@@ -12,6 +13,22 @@ from colazip.errors import InputError
 from colazip.tables.common import ColumnChoice, Input, TableLayout, decode_text, json_text
 
 UTF8_BOM = b"\xef\xbb\xbf"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:40]!r} is there twice, and one of them would be lost")
+    return found
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number {text[:40]} is too large for a float; write it as a text")
+    return value
 
 
 class JsonLinesReader:
@@ -50,7 +67,7 @@ class JsonLinesReader:
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         try:
-            row = json.loads(line.decode())
+            row = json.loads(line.decode(), object_pairs_hook=_object, parse_float=_number)
         except UnicodeDecodeError as error:
             raise self._error(f"invalid UTF-8 at byte {error.start + 1}; convert the file to UTF-8") from None
         except RecursionError:

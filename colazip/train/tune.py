@@ -89,7 +89,7 @@ def tune(
             vae, train, held_out = _prepare(model, out, texts, held)
         except BaseException:
             if not resume:
-                shutil.rmtree(out)  # it was empty, and half of a text is none
+                shutil.rmtree(out, ignore_errors=True)  # it was empty, and half of a text is none
             raise
         about = {"tune": model.id, "vae": asdict(schedule)}
         (out / "recipe.json").write_text(json.dumps(about, indent=2) + "\n")

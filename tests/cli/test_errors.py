@@ -79,6 +79,9 @@ def test_wrong_usage(run: Run, tmp_path: Path, arguments: list[str], words: str)
         ("null.jsonl", b'{"text": null}\n', "line 1: column 'text' holds no text (null)"),
         ("number.jsonl", b'{"text": 1}\n', "int, not text"),
         ("lone.jsonl", b'{"text": "x", "n": "\\ud800"}\n', "lone surrogate"),
+        ("keys.jsonl", b'{"text": "x", "text": "y"}\n', "key 'text' is there twice"),
+        ("inner.jsonl", b'{"text": "x", "n": [{"a": 1, "a": 1}]}\n', "key 'a' is there twice"),
+        ("large.jsonl", b'{"text": "x", "n": -1e999}\n', "number -1e999 is too large"),
         ("nul.csv", b"text,n\na,b\0\n", "line 2: a NUL"),
         ("utf16.csv", "text,n\na,b\n".encode("utf-16"), "NUL"),
         ("wide.csv", b"text,n\na,b\nc,d,e\n", "line 3: 3 fields, but the header has 2"),
@@ -232,6 +235,47 @@ def test_a_full_disk(archive: Path) -> None:
     assert (result.returncode, result.stderr.count(b"\n")) == (1, 1)
 
 
+def closed(stream: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """The command with a standard stream closed by the shell, such as `>&-`."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {stream}', "sh", *command(*arguments, plain=True)],
+        env=environment(),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_closed_streams(archive: Path) -> None:
+    for arguments in (["info", "a.cola"], ["get", "a.cola", "1"], ["--version"]):
+        result = closed(">&-", *arguments, folder=archive.parent)
+        assert (result.returncode, result.stderr) == (1, b"colazip: error: standard output is closed\n")
+    result = closed("<&-", "pack", "-", "-o", "x.cola", folder=archive.parent)
+    assert (result.returncode, result.stderr) == (1, b"colazip: error: standard input is closed\n")
+    assert [path.name for path in archive.parent.iterdir()] == ["a.cola"]
+    # What needs none of them goes on, and no file gets their numbers.
+    result = closed(
+        "<&- >&- 2>&-", "strip", "a.cola", "--drop", "search", "-o", "b.cola", folder=archive.parent
+    )
+    assert result.returncode == 0
+    assert closed("<&-", "verify", "b.cola", folder=archive.parent).returncode == 0
+
+
+def test_an_output_is_never_its_own_source(fails: Fails, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("kept")
+    (tmp_path / "link.cola").symlink_to("a.cola")
+    before = archive.read_bytes()
+    for arguments in (
+        ("get", "a.cola", "1", "-o", "a.cola"),
+        ("unpack", "a.cola", "-o", "link.cola", "--format", "jsonl"),
+        ("strip", "a.cola", "--drop", "search", "-o", "a.cola"),
+        ("compress", "t.txt", "-o", "./t.txt"),
+    ):
+        assert "both source and output" in fails(*arguments, "-f", code=2)
+    assert archive.read_bytes() == before and (tmp_path / "t.txt").read_text() == "kept"
+
+
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     Archive.pack(
         tmp_path / "a.cola", [b"y" * 60_000 + b"\n"] * 20, codec=PlainCodec(), source={"kind": "lines"}
@@ -246,7 +290,9 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     assert error.startswith(b"colazip: error: the reader of the output went away") and error.count(b"\n") == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_interrupts_leave_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
     arguments = ["pack", "-", "--format", "lines", "-o", "a.cola"]
     options = {"env": environment(), "cwd": tmp_path, "stdin": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -44,6 +44,15 @@ def test_a_folder_comes_back_with_the_same_bytes_and_paths(run: Run, tmp_path: P
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".colazip*"))
 
 
+def test_links_to_nothing_are_left_out(run: Run, tmp_path: Path) -> None:
+    make_tree(tmp_path / "docs")
+    (tmp_path / "docs" / "gone").symlink_to("nowhere")
+    packed = run("pack", "docs", "-o", "d.cola")
+    assert packed.code == 0 and "docs/gone: left out: a link to nothing" in packed.error
+    assert run("unpack", "d.cola", "-o", "back").code == 0
+    assert read_tree(tmp_path / "back") == TREE
+
+
 def test_a_folder_is_named_after_its_source_by_default(run: Run, tmp_path: Path) -> None:
     make_tree(tmp_path / "docs")
     run("pack", "docs", "-o", "d.cola")

@@ -36,6 +36,17 @@ def test_get(run: Run, tmp_path: Path) -> None:
     ]
 
 
+def test_list(run: Run, fails) -> None:
+    assert run("list", "a.cola").text == "boat\nbread\ncafé\nbin\n"
+    assert run("list", "a.cola", "--where", "n >= 1").text == "bread\ncafé\n"
+    lines = run("list", "a.cola", "--json", "--where", "n = 0 or n is null").text.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"id": "boat", "metadata": {"n": 0}},
+        {"id": "bin", "metadata": {}},
+    ]
+    assert "the archive has n" in fails("list", "a.cola", "--where", "year = 1", code=2)
+
+
 def test_get_json_of_bytes(fails) -> None:
     assert "'bin' is not UTF-8 text" in fails("get", "a.cola", "bin", "--json")
 

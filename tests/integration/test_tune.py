@@ -16,6 +16,7 @@ from colazip.codec import Codec
 from colazip.errors import ColazipError, InputError
 from colazip.pretrained import load, thawed, with_coder
 from colazip.train import tune as tuning
+from colazip.train.data import TokenStore, read_texts
 from colazip.train.dictionary import smaller_dictionary, train_dictionary
 from tests.tiny_model import tiny_folder, tiny_model
 
@@ -120,6 +121,9 @@ def test_killed_and_resumed_it_is_the_same_model(
     monkeypatch.undo()
     with pytest.raises(InputError, match="--resume"):
         tuning.tune(tiny_model(), SCHEDULE, data=[log], out=tmp_path / "run")
+    with pytest.raises(InputError, match="--steps 60"):
+        other = replace(SCHEDULE, steps=70)
+        tuning.tune(tiny_model(), other, data=[log], out=tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="not from"):
         tuning.tune(load(tuned / "model"), SCHEDULE, data=[log], out=tmp_path / "run", resume=True)
     identity = tuning.tune(tiny_model(), SCHEDULE, data=[log], out=tmp_path / "run", resume=True)
@@ -173,3 +177,41 @@ def test_the_command(tmp_path: Path) -> None:
         failed = colazip(*common, *wrong)
         assert failed.returncode == code and word in failed.stderr, failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def test_a_book_is_held_out_in_pieces(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    paragraphs = [f"{n}. " + line for n, line in enumerate(lines(6000, 6))]
+    book.write_text("\n\n".join(paragraphs))
+    tuning.tune(tiny_model(), replace(SCHEDULE, steps=1), data=[book], out=tmp_path / "run")
+    held, train = (TokenStore.open(tmp_path / "run" / name) for name in ("validation", "train"))
+    assert held.text_bytes + train.text_bytes == book.stat().st_size
+    assert 40 * held.text_bytes < train.text_bytes and len(train.ends) > 50
+
+
+def test_what_fails_leaves_nothing(log: Path, tmp_path: Path) -> None:
+    binary, csv = tmp_path / "x.cola", tmp_path / "x.csv"
+    binary.write_bytes(bytes(range(256)))
+    csv.write_text("body\n" + "a,b\n" * 3)
+    out = tmp_path / "run"
+    for data, settings, error in (
+        (binary, {"validation": [log]}, "is binary"),
+        (csv, {"validation": [log]}, "x.csv"),
+        (log, {"text_column": "body"}, "'body'"),
+        (log, {"resume": True}, "no run of tune"),
+    ):
+        with pytest.raises(InputError, match=error):
+            tuning.tune(tiny_model(), SCHEDULE, data=[data], out=out, **settings)
+        assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match="not an empty folder"):
+        tuning.tune(tiny_model(), SCHEDULE, data=[log], out=out)
+    assert (out / "mine.txt").read_text() == "kept"
+
+
+def test_text_of_csv(tmp_path: Path) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text('text\tsource\n"two\nlines"\ta\nother\tb\n\tc\n')
+    assert list(read_texts([table])) == ["two\nlines", "other"]
+    assert list(read_texts([table], skip_sources=["b"])) == ["two\nlines"]

@@ -681,3 +681,20 @@ def test_closed_archive(tmp_path: Path) -> None:
     archive.close()
     with pytest.raises(InputError, match="closed"):
         archive.get("0")
+
+
+def test_rows_and_ids_by_metadata(tmp_path: Path) -> None:
+    records = [Record(b"x", str(n), {"n": n}) for n in range(9)]
+    Archive.pack(tmp_path / "a.cola", records, codec=PlainCodec())
+    with Archive(tmp_path / "a.cola", PlainCodec()) as archive:
+        assert list(archive.rows()) == [(str(n), {"n": n}) for n in range(9)]
+        assert list(archive.rows("n > 6")) == [("7", {"n": 7}), ("8", {"n": 8})]
+        assert list(archive.ids("n in (2, 4)")) == ["2", "4"]
+        for call in (
+            lambda: archive.get(1),
+            lambda: archive.search(None),
+            lambda: archive.search("x", k="3"),
+            lambda: archive.search("x", where={}),
+        ):
+            with pytest.raises(UsageError):
+                call()

@@ -643,3 +643,13 @@ def test_a_blob_with_a_dictionary_needs_its_model() -> None:
 def test_default_layers_are_all_three() -> None:
     (block,) = tiny_codec().encode_blocks([[passages()[0].encode()]])
     assert set(block.layers) == set(LAYERS)
+
+
+def test_what_is_no_record() -> None:
+    codec = tiny_codec()
+    for calls in (codec.encode, codec.vectors):
+        with pytest.raises(UsageError, match="put it into a list"):
+            calls("abc")
+        with pytest.raises(UsageError, match="text or bytes, not int"):
+            calls([3])  # type: ignore[list-item]
+    assert codec.decode(codec.encode([bytearray(b"abc"), memoryview(b"def")])) == [b"abc", b"def"]  # type: ignore[list-item]

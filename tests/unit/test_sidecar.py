@@ -264,6 +264,19 @@ def test_what_an_archive_has_decides_what_is_indexed(tmp_path: Path, packed: Pat
         assert archive.search("bread number 8", 1)[0].id == "r8"
 
 
+def test_only_an_index_is_replaced(path: Path) -> None:
+    folder = folder_of(str(path))
+    (folder / "mine.txt").write_text("kept")
+    with Archive(path, CODEC) as archive:
+        with pytest.raises(UsageError, match=r"mine\.txt: is no part of an index"):
+            archive.build_index(overwrite=True)
+        assert (folder / "mine.txt").read_text() == "kept"
+        (folder / "mine.txt").unlink()
+        (folder / "index.json").unlink()  # what is left of an index may go
+        archive.build_index(overwrite=True)
+        assert archive.search("bread", mode="lexical") is not None
+
+
 def test_a_failed_build_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(records: int, text_bytes: int) -> None:
         raise KeyboardInterrupt
