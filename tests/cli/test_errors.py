@@ -269,7 +269,6 @@ def test_an_output_is_never_its_own_source(fails: Fails, archive: Path, tmp_path
     for arguments in (
         ("get", "a.cola", "1", "-o", "a.cola"),
         ("unpack", "a.cola", "-o", "link.cola", "--format", "jsonl"),
-        ("strip", "a.cola", "--drop", "search", "-o", "a.cola"),
         ("compress", "t.txt", "-o", "./t.txt"),
     ):
         assert "both source and output" in fails(*arguments, "-f", code=2)
