@@ -16,6 +16,8 @@ from colazip.errors import InputError, UsageError
 from colazip.tables import FORMATS, SUFFIXES, ColumnChoice, Input, TableReader, open_table
 
 STDIN = "-"
+# Rows, but of no form that is read as a table.
+_NO_TABLES = (".json", *(f".{table}.{form}" for table in FORMATS for form in ("gz", "bz2", "xz", "zst")))
 INPUT_FORMATS = ("auto", "text", "lines", *FORMATS)
 
 
@@ -115,6 +117,10 @@ def _open_files(
         return Source({"kind": "file", "name": None}, _stdin_record(stdin), lambda: None)
     if len(paths) == 1 and not has_folders:
         name = os.path.basename(paths[0])
+        if name.lower().endswith(_NO_TABLES):
+            warn(
+                f"{paths[0]}: packed as one record, as it is; rows are read from .jsonl, .csv, .tsv, .parquet"
+            )
         return _file_records([(paths[0], _utf8(name))], {"kind": "file", "name": name})
     found: dict[str, str] = {}
     for path in paths:

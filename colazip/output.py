@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from colazip.sampling import Sampling
 
 STDOUT = "-"
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".br")
 FILES, TEXT = "files", "text"
 OUTPUT_FORMATS = ("auto", FILES, TEXT, *FORMATS)
 
@@ -56,6 +57,10 @@ def plan_output(
     chosen = format
     if format == "auto":
         chosen = suffix if suffix is not None and own in FORMATS else own
+    if format == "auto" and own == FILES and suffix is not None:
+        raise UsageError(f"{output}: files come back as a folder; name a folder, or add --format {suffix}")
+    if output is not None and Path(output).suffix.lower() in _COMPRESSED and chosen != FILES:
+        raise UsageError(f"{output}: is not compressed by colazip; write to '-' and through a compressor")
     path = output if output is not None else _default_name(source, archive_path, chosen, own)
     if chosen == FILES and path == STDOUT:
         raise UsageError("files can't be written to standard output; name a folder with -o, or --format text")

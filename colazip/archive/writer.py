@@ -308,7 +308,8 @@ class _KnownIds:
         if known.any():
             row = int(np.flatnonzero(known)[0])
             raise InputError(
-                f"record {first + row}: another record has the id {ids[row] or str(first + row)!r}"
+                f"record {first + row}: another record has the id {ids[row] or str(first + row)!r};"
+                " give each its own, or leave ids out and they are numbers"
             )
         self._insert(hashes)
         return named

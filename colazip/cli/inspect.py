@@ -28,8 +28,10 @@ def info(archive: str, as_json: bool, console: Console) -> None:
         return
     # The Arrow schema of a Parquet source is for unpack, not for people.
     facts["source"] = {key: value for key, value in facts["source"].items() if key != "schema"}
-    for name, value in _lines(facts):
-        click.echo(f"{printable(name):<20}{printable(value)}")
+    lines = [(printable(name), printable(value)) for name, value in _lines(facts)]
+    width = max(len(name) for name, _ in lines) + 2
+    for name, value in lines:
+        click.echo(f"{name:<{width}}{value}")
 
 
 @click.command()

@@ -8,7 +8,7 @@ import sys
 import click
 
 from colazip.cli.console import Console, data_output, size
-from colazip.cli.model_option import threads_option
+from colazip.cli.model_option import model_options
 from colazip.cli.options import check_detail, console_options, detail_option, force_option, preset_option
 from colazip.errors import UsageError
 
@@ -21,10 +21,16 @@ SUFFIX = ".cz"
 @preset_option
 @detail_option
 @force_option
-@threads_option
+@model_options
 @console_options
 def compress(
-    file: str, output: str | None, preset: str, detail: int | None, force: bool, console: Console
+    file: str,
+    output: str | None,
+    preset: str,
+    detail: int | None,
+    force: bool,
+    model: str | None,
+    console: Console,
 ) -> None:
     """Compress FILE, or standard input, to one blob, exactly. The source is kept."""
     from colazip.presets import choose
@@ -34,7 +40,7 @@ def compress(
     data = _transfer(file, output, force, binary=True)
     import colazip
 
-    blob = colazip.compress(data, preset, detail=chosen_detail)
+    blob = colazip.compress(data, preset, detail=chosen_detail, model=model)
     _write(blob, output, force)
     if output != "-":
         console.note(
@@ -48,9 +54,9 @@ def compress(
     "-o", "--output", metavar="OUT", help=f"File to write, or '-'. [default: FILE without {SUFFIX}]"
 )
 @force_option
-@threads_option
+@model_options
 @console_options
-def decompress(file: str, output: str | None, force: bool, console: Console) -> None:
+def decompress(file: str, output: str | None, force: bool, model: str | None, console: Console) -> None:
     """Decompress FILE, or standard input, that 'compress' wrote. The source is kept."""
     if output is None and file != "-" and (not file.endswith(SUFFIX) or os.path.basename(file) == SUFFIX):
         raise UsageError(f"{file}: has no suffix {SUFFIX} to take away; name the output with -o")
@@ -58,7 +64,7 @@ def decompress(file: str, output: str | None, force: bool, console: Console) -> 
     blob = _transfer(file, output, force, binary=False)
     import colazip
 
-    data = colazip.decompress(blob)
+    data = colazip.decompress(blob, model=model)
     _write(data, output, force)
     if output != "-":
         console.note(f"{output}: {size(len(blob))} -> {size(len(data))}")

@@ -44,6 +44,24 @@ def test_a_folder_comes_back_with_the_same_bytes_and_paths(run: Run, tmp_path: P
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".colazip*"))
 
 
+def test_names_of_outputs_that_mislead(run: Run, fails, tmp_path: Path) -> None:
+    make_tree(tmp_path / "docs")
+    run("pack", "docs", "-o", "d.cola")
+    assert "files come back as a folder" in fails("unpack", "d.cola", "-o", "x.jsonl", code=2)
+    assert run("unpack", "d.cola", "-o", "x.jsonl", "--format", "files").code == 0
+    assert read_tree(tmp_path / "x.jsonl") == TREE
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    run("pack", "t.jsonl", "-o", "t.cola")
+    assert "not compressed" in fails("unpack", "t.cola", "-o", "t.csv.gz", code=2)
+
+
+def test_rows_in_no_table_are_one_record_with_a_warning(run: Run, tmp_path: Path) -> None:
+    for name in ("t.jsonl.gz", "t.json"):
+        (tmp_path / name).write_bytes(b'[{"text": "a"}]')
+        packed = run("pack", name, "-o", name + ".cola")
+        assert packed.code == 0 and f"warning: {name}: packed as one record" in packed.error
+
+
 def test_links_to_nothing_are_left_out(run: Run, tmp_path: Path) -> None:
     make_tree(tmp_path / "docs")
     (tmp_path / "docs" / "gone").symlink_to("nowhere")

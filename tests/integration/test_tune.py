@@ -165,6 +165,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert identity in done.stderr
     packed = colazip("pack", "held.jsonl", "-o", "a.cola", "--model", "run/model")
     assert packed.returncode == 0, packed.stderr
+    blob = colazip("compress", "held.jsonl", "-o", "held.cz", "--model", "run/model")
+    assert blob.returncode == 0, blob.stderr
+    assert identity[:8] in colazip("decompress", "held.cz", "-o", "back").stderr
+    assert colazip("decompress", "held.cz", "-o", "back", "--model", "run/model").returncode == 0
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "held.jsonl").read_bytes()
     refused = colazip("get", "a.cola", "0", "--model", tiny_folder())
     assert refused.returncode == 1 and identity[:8] in refused.stderr and "Traceback" not in refused.stderr
     for wrong, code, word in (
