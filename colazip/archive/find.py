@@ -47,7 +47,7 @@ def find(
     """What `Archive.search` does."""
     if not isinstance(query, str):
         raise UsageError(f"a query is a text, not {type(query).__name__}")
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(k, int | np.integer) or k < 1:
         raise UsageError(f"k must be a number of hits, at least 1, not {k!r}")
     mode = choose_mode(archive, mode, group)
     allowed = None if where is None else passing(archive._store, where)
