@@ -82,6 +82,9 @@ def tune(
     own: Texts = partial(read, data)
     texts: Texts = own if validation else partial(_apart, own, held_out=False)
     held: Texts = partial(read, validation) if validation else partial(_apart, own, held_out=True)
+    if next(held(), None) is None:
+        lack = "no text in what is held out" if validation else f"fewer than {HELD_OUT} pieces of text"
+        raise InputError(f"{lack}, so nothing could be judged; name more, or other text with --validation")
     with joined(device) as place:
         share_of(schedule.micro_batches, place)  # raises where there are several processes
         set_up(place)
@@ -151,10 +154,6 @@ def _check_folder(out: Path, model: Model, schedule: VAESchedule, *, resume: boo
 
 def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVAE, TokenStore, TokenStore]:
     """Networks as they begin, and the text."""
-    if next(held(), None) is None:
-        raise InputError(
-            f"fewer than {HELD_OUT} pieces of text, so none is held out; name more, or some with --validation"
-        )
     out.mkdir(parents=True, exist_ok=True)
     held_out = TokenStore.build(out / "validation", held(), model.tokenizer)
     train = TokenStore.build(out / "train", texts(), model.tokenizer)
@@ -176,12 +175,14 @@ def _apart(texts: Texts, *, held_out: bool) -> Iterator[str]:
 def _cut(text: str) -> Iterator[str]:
     """A text in pieces of _LONG characters at most, cut behind an empty line or the end of one, if there is
     one in the second half of a piece."""
-    while len(text) > _LONG:
-        ends = (text.rfind(mark, _LONG // 2, _LONG) + len(mark) for mark in ("\n\n", "\n"))
-        end = next((end for end in ends if end >= _LONG // 2), _LONG)
-        yield text[:end]
-        text = text[end:]
-    yield text
+    at = 0
+    while len(text) - at > _LONG:
+        middle, most = at + _LONG // 2, at + _LONG
+        ends = (text.rfind(mark, middle, most) + len(mark) for mark in ("\n\n", "\n"))
+        end = next((end for end in ends if end > middle), most)
+        yield text[at:end]
+        at = end
+    yield text[at:]
 
 
 def _measure(path: Path, model: Model, held_out: TokenStore, teller: Teller | None, place: Place) -> None:
