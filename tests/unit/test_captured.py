@@ -279,7 +279,7 @@ def run(
     folder.mkdir(exist_ok=True)
     train, held, vocabulary = stores
     schedule = settings.pop("schedule", SCHEDULE)
-    model = new_vae(config, schedule, vocabulary, teller)
+    model = new_vae(config, schedule, vocabulary, teller, settings.pop("initial", None))
     train_vae(
         model,
         schedule,
