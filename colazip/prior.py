@@ -250,6 +250,12 @@ class Prior:
         blockwise: bool = False,
     ) -> list[Vectors]:
         self._check(sequences)
+        whole = self.network.whole and not blockwise
+        if whole and options.guidance != 1.0:
+            raise UsageError(
+                f"guidance {options.guidance:g}: this model's prior hears a whole text at once, so there is"
+                " no history to heed more; leave it out"
+            )
         for s, r in zip(sequences, reaches, strict=True):
             if np.shape(r) != s.shape or not (np.asarray(r) >= 0).all():
                 raise UsageError("a reach must be 0 or more, one for every value of its sequence")
@@ -258,7 +264,6 @@ class Prior:
         for rows, data, valid in self._batches(sequences):
             reach = self._padded([np.asarray(reaches[i], np.float32) for i in rows], data.shape) / deviation
             noise = self._noise([(options.seed, i) for i in rows], data)
-            whole = self.network.whole and not blockwise
             size = max(1, data.shape[1]) if whole else self.network.block
             done = self._blocks(data, reach, valid, noise, options, start, size)
             drawn = (done * deviation).cpu().numpy()

@@ -63,6 +63,8 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
     filled = run("regenerate", "a.cola", "boat", "--fill", "--missing", "2", "--temperature", "0").strip()
     assert filled != reading.strip() and filled[-20:] == reading.strip()[-20:]
     assert run("regenerate", "a.cola", "boat", "--continue", "40", "--by", "prior", *quick).strip()
+    guided = run("regenerate", "a.cola", "boat", "--guidance", "2", *quick, code=2)
+    assert b"leave it out" in guided and guided.count(b"\n") == 1
     likely = ("regenerate", "a.cola", "boat", "--continue", "40", "--temperature", "0")
     assert run(*likely).strip() and run(*likely) == run(*likely, "--seed", "3")
     denoised = run("unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick)

@@ -193,3 +193,18 @@ def test_parts_tell_one_another() -> None:
     assert prior.told_by_the_rest([entries[:0]]) == 0.0
     (score,) = prior.score([codebook().numpy()[entries].reshape(6, -1)], draws=4)
     assert score == pytest.approx(told / 2, abs=1e-4)
+
+
+def test_guidance_where_there_is_a_history_only() -> None:
+    prior = Prior(random_network())
+    width = prior.network.channels
+    known = np.random.default_rng(0).standard_normal((8, width)).astype(np.float32)
+    guided = Sampling(1, guidance=3.0)
+    for call in (
+        lambda: prior.denoise([known], 0.1, guided),
+        lambda: prior.variants([known], 0.5, guided),
+    ):
+        with pytest.raises(UsageError, match="hears a whole text at once"):
+            call()
+    plain = prior.generate([known], 4, Sampling(1))[0]
+    assert not np.allclose(prior.generate([known], 4, guided)[0], plain)
