@@ -163,15 +163,7 @@ class Model:
 
     @cached_property
     def vae(self) -> TextVAE:
-        import torch
-
-        from colazip.nn.vae import TextVAE
-
-        vae = TextVAE(self.config)
-        _import(vae, "vae.", self.tensors)
-        if vae.likeness is not None:
-            vae.likeness.set_rows(torch.from_numpy(self.token_rows), vae.readout.token_of)
-        return vae
+        return _coder(self, trainable=False)
 
     @cached_property
     def token_rows(self) -> np.ndarray:
@@ -304,21 +296,41 @@ def _export_search(config: ModelConfig, search: SearchRows) -> dict[str, torch.T
     return found if search.encoder is None else {**found, **_export(search.encoder, "search.encoder.")}
 
 
-def _import(root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray]) -> None:
-    """Install shipped tensors, whose shapes have been checked."""
+def _coder(model: Model, *, trainable: bool) -> TextVAE:
+    """The coding networks that its tensors are."""
+    import torch
+
+    from colazip.nn.vae import TextVAE
+
+    vae = TextVAE(model.config)
+    _import(vae, "vae.", model.tensors, trainable=trainable)
+    if vae.likeness is not None:
+        vae.likeness.set_rows(torch.from_numpy(model.token_rows), vae.readout.token_of)
+    return vae
+
+
+def _import(
+    root: torch.nn.Module, prefix: str, tensors: dict[str, np.ndarray], *, trainable: bool = False
+) -> None:
+    """Install shipped tensors, whose shapes have been checked; trainable: as the floats they stand for."""
     import torch
 
     exact = _exact_modules(root)
     for name, module in exact.items():
         q, scale = (torch.from_numpy(tensors[f"{prefix}{name}.{part}"]) for part in ("q", "scale"))
-        module.freeze(q, scale)
+        if trainable:
+            with torch.no_grad():
+                module.trainable.copy_(q * scale)
+        else:
+            module.freeze(q, scale)
     inside = tuple(f"{n}." for n in exact)
     with torch.no_grad():
         for name, value in root.state_dict().items():
             if not name.startswith(inside):
                 value.copy_(torch.from_numpy(tensors[prefix + name]))
-    root.requires_grad_(False)
-    root.eval()
+    if not trainable:
+        root.requires_grad_(False)
+        root.eval()
 
 
 def _export_prior(prior: DiT | EntryDiT) -> dict[str, torch.Tensor]:
@@ -406,24 +418,7 @@ def with_coder(model: Model, vae: TextVAE, name: str, dictionary: bytes | None) 
 
 def thawed(model: Model) -> TextVAE:
     """Its coding networks with weights that can be trained, which stand for what the shipped ones do."""
-    import torch
-
-    from colazip.nn.vae import TextVAE
-
-    vae, shipped = TextVAE(model.config), model.vae
-    quantized = _exact_modules(vae)
-    inside = tuple(f"{n}." for n in quantized)
-    with torch.no_grad():
-        for name, module in quantized.items():
-            q, scale = (shipped.get_buffer(f"{name}.{part}") for part in ("q", "scale"))
-            module.trainable.copy_(q * scale)
-        kept = shipped.state_dict()
-        for name, value in vae.state_dict().items():
-            if not name.startswith(inside):
-                value.copy_(kept[name])
-    if vae.likeness is not None:
-        vae.likeness.set_rows(torch.from_numpy(model.token_rows), vae.readout.token_of)
-    return vae
+    return _coder(model, trainable=True)
 
 
 def save_pretrained(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from colazip.archive.blocks import BlockTable
-from colazip.archive.filters import passing
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
 from colazip.archive.snippets import Passage
@@ -207,9 +206,7 @@ class Archive:
     def ids(self, where: str | None = None) -> Iterator[str]:
         """Ids in order; decodes nothing. where: only of records whose metadata pass, as in `search`. Raises
         UsageError for a filter that can't be read."""
-        if where is None:
-            return self._ids()
-        return compress(self._ids(), passing(self._store, where))
+        return self._passing(self._ids(), where)
 
     def _ids(self) -> Iterator[str]:
         for group, info in enumerate(self.manifest.groups):
@@ -221,8 +218,15 @@ class Archive:
 
     def rows(self, where: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """(id, metadata) in order, as `ids` has them."""
-        every = zip(self._ids(), self._metadata(), strict=True)
-        return every if where is None else compress(every, passing(self._store, where))
+        return self._passing(zip(self._ids(), self._metadata(), strict=True), where)
+
+    def _passing(self, every: Iterator[_T], where: str | None) -> Iterator[_T]:
+        """Of what there is one of for each record, in order, that of the records that a filter lets pass."""
+        if where is None:
+            return every
+        from colazip.archive.filters import passing
+
+        return compress(every, passing(self._store, where))
 
     def _metadata(self) -> Iterator[dict[str, Any]]:
         for group, info in enumerate(self.manifest.groups):

@@ -9,17 +9,19 @@ from colazip.config import ModelConfig
 from colazip.train.recipes import Recipe
 from colazip.train.vae import VAESchedule
 
+_CODER = (
+    ("bits a byte, gist and exact", "total_bpb"),
+    ("bits a byte, gist", "gist_bpb"),
+    ("bits a byte, exact layer given the gist", "exact_bpb"),
+    ("share of tokens the gist reading gets right", "gist_accuracy"),
+)
 
-def _given_codes(vae: dict[str, float]) -> list[tuple[str, float]]:
-    """The same figures of a conditional model where search codes are beside the text."""
-    if "told_total_bpb" not in vae:
-        return []
-    return [
-        ("beside search codes: bits a byte, gist and exact", vae["told_total_bpb"]),
-        ("beside search codes: bits a byte, gist", vae["told_gist_bpb"]),
-        ("beside search codes: bits a byte, exact layer given the gist", vae["told_exact_bpb"]),
-        ("beside search codes: share of tokens the gist reading gets right", vae["told_gist_accuracy"]),
-    ]
+
+def _of_coder(vae: dict[str, float]) -> list[tuple[str, str]]:
+    """Names of the coder's figures and their keys; of a conditional model also where search codes are beside
+    the text."""
+    beside = [(f"beside search codes: {name}", f"told_{key}") for name, key in _CODER]
+    return [(name, key) for name, key in (*_CODER, *beside) if key in vae]
 
 
 def render(
@@ -28,11 +30,7 @@ def render(
     """Markdown of the card."""
     vae, count = figures["vae"], figures["parameters"]
     rows = [
-        ("bits a byte, gist and exact", vae["total_bpb"]),
-        ("bits a byte, gist", vae["gist_bpb"]),
-        ("bits a byte, exact layer given the gist", vae["exact_bpb"]),
-        ("share of tokens the gist reading gets right", vae["gist_accuracy"]),
-        *_given_codes(vae),
+        *((name, vae[key]) for name, key in _of_coder(vae)),
         ("flow-matching loss of the prior", figures["prior"]["flow_loss"]),
         ("search: queries whose own passage is first of the held-out ones", figures["search"]["hit_at_1"]),
         ("search: the same from codes", figures["search"]["code_hit_at_1"]),
@@ -78,16 +76,7 @@ def render_tuned(
 ) -> str:
     """Markdown of the card of a model that `colazip tune` made."""
     before, after = figures["before"], figures["vae"]
-    rows = [
-        ("bits a byte, gist and exact", "total_bpb"),
-        ("bits a byte, gist", "gist_bpb"),
-        ("bits a byte, exact layer given the gist", "exact_bpb"),
-        ("share of tokens the gist reading gets right", "gist_accuracy"),
-    ]
-    beside = [(f"beside search codes: {name}", f"told_{key}") for name, key in rows]
-    table = "\n".join(
-        f"| {name} | {before[key]:.3f} | {after[key]:.3f} |" for name, key in (*rows, *beside) if key in after
-    )
+    table = "\n".join(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |" for name, key in _of_coder(after))
     seen = schedule.steps * schedule.micro_batches * schedule.patches * config.patch
     return f"""# {config.name}
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from colazip.lanes import lay_out
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS
 from colazip.memory import recall
 from colazip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _CHUNK = 4096  # records read and tokenized at once
 _BLOCKS_AT_ONCE = 64
@@ -59,6 +63,16 @@ def read_texts(
             raise InputError(f"{path}: can't be read ({e.strerror or type(e).__name__})") from e
 
 
+def _wanted(batch: pa.RecordBatch, column: str, skip: tuple[str, ...]) -> Iterator[str]:
+    """Texts of a batch, but for empty ones and those whose source is to be left out."""
+    texts = batch.column(column).to_pylist()
+    has_source = skip and "source" in batch.schema.names
+    sources = batch.column("source").to_pylist() if has_source else [""] * len(texts)
+    for text, source in zip(texts, sources, strict=True):
+        if text and not (skip and str(source).startswith(skip)):
+            yield text
+
+
 def _read_parquet(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -76,11 +90,7 @@ def _read_parquet(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[st
                 raise InputError(f"{path}: column {column!r} holds {str(kind)[:50]}, not text")
             columns = [column, "source"] if "source" in schema.names and skip else [column]
             for batch in file.iter_batches(_CHUNK, columns=columns):
-                texts = batch.column(column).to_pylist()
-                sources = batch.column("source").to_pylist() if len(columns) == 2 else [""] * len(texts)
-                for text, source in zip(texts, sources, strict=True):
-                    if text and not (skip and str(source).startswith(skip)):
-                        yield text
+                yield from _wanted(batch, column, skip)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise InputError(f"{path}: not a readable Parquet file ({reason})") from e
@@ -98,11 +108,7 @@ def _read_csv(path: Path, column: str, skip: tuple[str, ...]) -> Iterator[str]:
         wanted = [column, *(["source"] if skip and "source" in names else [])]
         strings = csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
         for batch in csv.open_csv(path, parse_options=parse, convert_options=strings):
-            texts = batch.column(0).to_pylist()
-            sources = batch.column(1).to_pylist() if len(wanted) > 1 else [""] * len(texts)
-            for text, source in zip(texts, sources, strict=True):
-                if text and not (source or "").startswith(skip or ("\0",)):
-                    yield text
+            yield from _wanted(batch, column, skip)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
         raise InputError(f"{path}: not readable as CSV ({str(e).splitlines()[0]})") from e
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from colazip.errors import InputError
 from colazip.nn.vae import TextVAE
 from colazip.pretrained import Model, thawed, with_coder, write
 from colazip.train.card import render_tuned
-from colazip.train.data import TokenStore, read_texts
+from colazip.train.data import TokenStore, check_start, read_texts
 from colazip.train.dictionary import smaller_dictionary, train_dictionary
-from colazip.train.distributed import Place, joined, set_up, share_of
+from colazip.train.distributed import joined, set_up, share_of
 from colazip.train.pipeline import last_figures, portable
 from colazip.train.side import Teller
 from colazip.train.vae import VAESchedule, evaluate, held_out_sample, train_vae
@@ -77,6 +78,7 @@ def tune(
     there is nothing to read or to hold out, where `out` holds a run and `resume` is not given, and where that
     run began from another model.
     """
+    check_start(out, (*data, *validation), resume=resume)
     _check_folder(out, model, schedule, resume=resume)
     read = partial(read_texts, text_column=text_column, skip_sources=skip_sources)
     own: Texts = partial(read, data)
@@ -98,7 +100,7 @@ def tune(
         (out / "recipe.json").write_text(json.dumps(about, indent=2) + "\n")
         teller = Teller.of_model(model) if model.config.conditional else None
         if not (out / "before.json").exists():
-            _measure(out / "before.json", model, held_out, teller, place)
+            _measure(out / "before.json", vae.to(place.device), model.tokenizer.lengths, held_out, teller)
         (out / "vae").mkdir(exist_ok=True)
         train_vae(
             vae,
@@ -135,8 +137,6 @@ def _check_folder(out: Path, model: Model, schedule: VAESchedule, *, resume: boo
     """Raises InputError unless a run can begin in `out`, or go on as it began."""
     recipe = out / "recipe.json"
     if not resume:
-        if recipe.exists():
-            raise InputError(f"{out}: holds a run already; --resume goes on with it, or name another folder")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out}: is not an empty folder; name another")
         return
@@ -185,11 +185,12 @@ def _cut(text: str) -> Iterator[str]:
     yield text[at:]
 
 
-def _measure(path: Path, model: Model, held_out: TokenStore, teller: Teller | None, place: Place) -> None:
-    """Figures of the model as it is."""
-    sample = held_out_sample(held_out, model.config.segment * model.config.patch)
-    vae, lengths, device = thawed(model).to(place.device), model.tokenizer.lengths, place.device
-    found = evaluate(vae, held_out, lengths, sample, device, teller)
+def _measure(
+    path: Path, vae: TextVAE, lengths: np.ndarray, held_out: TokenStore, teller: Teller | None
+) -> None:
+    """Figures of networks that have not learned from the text yet."""
+    sample = held_out_sample(held_out, vae.config.segment * vae.config.patch)
+    found = evaluate(vae, held_out, lengths, sample, vae.readout.token_of.device, teller)
     path.write_text(json.dumps(found))
     print(f"before the first step: {found['total_bpb']:.4f} bits a byte", file=sys.stderr)
 
@@ -203,5 +204,4 @@ def _dictionary(own: bytes | None, texts: Texts, held: Texts) -> bytes | None:
     made = train_dictionary(spread(texts(), texts(), _DICTIONARY_MEGABYTES), size)
     if made is None:
         return own
-    tried = [text for text, _ in zip(held(), range(_TRIED), strict=False)]
-    return smaller_dictionary([own, made], tried)
+    return smaller_dictionary([own, made], list(islice(held(), _TRIED)))

@@ -197,9 +197,8 @@ def train_vae(
     resume: bool,
     teller: Teller | None = None,
     resident: bool | None = None,
-) -> dict[str, float]:
-    """Train a model, or go on from `folder/checkpoint.pt`; all processes of `place` call it. Returns the
-    validation figures at the end, where `Loop.run` does.
+) -> None:
+    """Train a model, or go on from `folder/checkpoint.pt`; all processes of `place` call it.
 
     lengths: bytes of each token, int64 [V]. teller: makes the search codes that a conditional model is
     given. resident: whether the text goes to the device and steps are captured; None: where one GPU has room.
@@ -245,7 +244,7 @@ def train_vae(
             "tokens_a_second": tokens / seconds,
         }
 
-    return loop.run(
+    loop.run(
         None if resident else part,
         figures,
         lambda: evaluate(model, validation, lengths, sample, device, teller),
