@@ -32,9 +32,9 @@ from colazip.evaluate.embedder import Embedder
 from colazip.evaluate.table import markdown
 from colazip.layers import BLOCK_BYTES, GIST, SEARCH
 from colazip.prior import Prior
-from colazip.sampling import CODER, PRIOR, Sampling
+from colazip.sampling import CODER, PRIOR, WRITERS, Sampling
 from colazip.side import Side, of_part
-from colazip.variations import choose_missing, infill, reread, score, text_tokens, vary, write_in
+from colazip.variations import choose_missing, infill, reread, rewrite, score, text_tokens, vary, write_in
 from colazip.vectors import read_codes
 
 MISSING = (0.1, 0.3, 0.5)
@@ -42,6 +42,7 @@ GAPS = ((4, "fourth"), (2, "other"))  # of which patches one is missing
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _JUDGE_BYTES = 8 << 20
 _NONE = "-"
+_OF_VARIANTS = ("tokens right", "cosine", "perplexity")
 _PARTS = ("denoise", "fill", "continue", "strength", "score")
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -199,8 +200,8 @@ def filling(sample: Sample, options: Sampling, frequency: np.ndarray) -> Table:
             pairs = zip(tokens, sample.tokens, lost, strict=True)
             return f"{sum(int((a == b)[m].sum()) for a, b, m in pairs) / total:.2%}"
 
-        written = write_in(sample.codec, sample.reading, holes, options)
-        given = None if sides is None else write_in(sample.codec, sample.reading, holes, options, sides)
+        written = write_in(sample.codec, sample.reading, lost, options)
+        given = None if sides is None else write_in(sample.codec, sample.reading, lost, options, sides)
         drawn = infill(sample.codec, sample.reading, holes, options)
         gists = [np.where(m, standing.argmax(), t) for m, t in zip(lost, sample.gists[least], strict=True)]
         unigram = [np.full(len(t), frequency.argmax()) for t in sample.tokens]
@@ -285,12 +286,20 @@ def continuing(
     return rows, shown
 
 
-def varying(sample: Sample, options: Sampling) -> Table:
-    """Nearness of variants to the original."""
-    rows: Table = [("strength", "tokens right", "cosine")]
+def varying(sample: Sample, options: Sampling, judge: KneserNey) -> Table:
+    """Nearness of variants to the original, and how fluent they are, by the coder and by the prior."""
+    rows: Table = [("strength", *(f"{what}, {by}" for by in WRITERS for what in _OF_VARIANTS))]
+    sides = sample.sides() if sample.codec.model.config.conditional else None
     for strength in STRENGTHS:
-        right, cosine = sample.judge(vary(sample.codec, sample.reading, strength, options))
-        rows.append((f"{strength}", f"{right:.1%}", f"{cosine:.3f}"))
+        row = [f"{strength}"]
+        for made in (
+            rewrite(sample.codec, sample.reading, strength, options, sides),
+            vary(sample.codec, sample.reading, strength, options),
+        ):
+            right, cosine = sample.judge(made)
+            perplexity = judge.perplexity([t.tolist() for t in made], [[]] * len(made))
+            row += [f"{right:.1%}", f"{cosine:.3f}", f"{perplexity:,.0f}"]
+        rows.append(tuple(row))
         note(f"strength: {' '.join(rows[-1])}")
     return rows
 
@@ -357,11 +366,11 @@ def measure(
         tables["denoise"] = denoising(sample, frequency, options)
     if "fill" in parts:
         tables["fill"] = filling(sample, options, frequency)
+    judge = KneserNey([t.tolist() for t in judged], vocabulary)
     if "continue" in parts:
-        judge = KneserNey([t.tolist() for t in judged], vocabulary)
         tables["continue"], samples = continuing(sample, options, judge, frequency, tokens)
     if "strength" in parts:
-        tables["strength"] = varying(sample, options)
+        tables["strength"] = varying(sample, options, judge)
     if "score" in parts:
         tables["score"] = scoring(sample, draws)
     return Report(tables, samples)

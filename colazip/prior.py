@@ -8,6 +8,7 @@ rounding of float sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -84,13 +85,15 @@ class Prior:
     def generate(
         self, beginnings: Sequence[Vectors], count: int, options: Sampling | None = None
     ) -> list[Vectors]:
-        """`count` vectors [count, C] that go on from each beginning ([0, C]: from nothing)."""
+        """`count` vectors [count, C] that go on from each beginning ([0, C]: from nothing). A network over
+        entries of a codebook draws those (`draw`)."""
         if count < 1:
             raise UsageError(f"{count} vectors: at least 1 can be generated")
+        if isinstance(self.network, EntryDiT):
+            return self._drawn_on(self.network, beginnings, count, options or Sampling())
         longer = [np.pad(b, ((0, count), (0, 0))) for b in beginnings]
         missing = [np.arange(len(s)) >= len(s) - count for s in longer]
-        reaches = self._reaches(longer, missing)
-        drawn = self._sample(longer, reaches, options or Sampling(), blockwise=True)
+        drawn = self._sample(longer, self._reaches(longer, missing), options or Sampling())
         return [s[len(s) - count :] for s in drawn]
 
     def variants(
@@ -179,6 +182,56 @@ class Prior:
                 one.flat[missing[chosen]] = named[chosen]
         return result
 
+    @torch.inference_mode()
+    def draw(
+        self, known: Sequence[np.ndarray], members: np.ndarray, options: Sampling | None = None
+    ) -> list[np.ndarray]:
+        """Sequences with an entry drawn for every part that is not named, by a prior over entries.
+
+        Block after block, each given the finished ones before it (as in block diffusion, arXiv 2503.09573),
+        in as many rounds as the options have steps, fewer where little of a block is open. Each round draws
+        the parts that the prior is surest of, and the next is told them (as in arXiv 2202.04200). known,
+        members: as of `chances`. Returns int64 [P, K] each. Raises UsageError.
+        """
+        network, chosen = self._over_entries(), options or Sampling()
+        device = network.deviation.device
+        sets, result = torch.from_numpy(members).to(device), [np.array(one, np.int64) for one in known]
+        for i, one in enumerate(result):
+            rng, past = np.random.default_rng((chosen.seed, i)), History(network.layers)
+            for lo in range(0, len(one), network.block):
+                block = one[lo : lo + network.block]
+                rounds = math.ceil(chosen.steps * (block >= members.shape[1]).sum() / block.size)
+                for left in range(rounds, 0, -1):
+                    logs = self._block_chances(torch.from_numpy(block).to(device)[None], sets, past, chosen)
+                    open_ = np.flatnonzero(block >= members.shape[1])
+                    unsure = -(np.exp(logs) * logs).sum(1)
+                    stay = np.argsort(unsure, kind="stable")[: -(-len(open_) // left)]
+                    block.flat[open_[stay]] = _draw(logs[stay], chosen.temperature, rng)
+                if lo + len(block) < len(one):
+                    network.finish_entries(torch.from_numpy(block).to(device)[None], past)
+        return result
+
+    def _block_chances(self, block: Tensor, sets: Tensor, past: History, options: Sampling) -> np.ndarray:
+        """Log probabilities of the entries of one block's open parts, float32 [n, V], by guidance."""
+        network = self._over_entries()
+        logs = network.block_chances(block, sets, past)
+        if options.guidance != 1.0 and past.length:
+            free = network.block_chances(block, sets, History(network.layers))
+            logs = torch.log_softmax(free + options.guidance * (logs - free), -1)
+        return logs.cpu().numpy()
+
+    def _drawn_on(
+        self, network: EntryDiT, beginnings: Sequence[Vectors], count: int, options: Sampling
+    ) -> list[Vectors]:
+        self._check(beginnings)
+        codebook = network.codebook.cpu().numpy()
+        known = [
+            np.pad(self._nearest(network, b), ((0, count), (0, 0)), constant_values=len(codebook))
+            for b in beginnings
+        ]
+        drawn = self.draw(known, np.ones((1, len(codebook)), bool), options)
+        return [codebook[entries[-count:]].reshape(count, -1).astype(np.float32) for entries in drawn]
+
     def _filled(
         self, network: EntryDiT, sequences: Sequence[Vectors], missing: Sequence[np.ndarray]
     ) -> list[Vectors]:
@@ -247,10 +300,9 @@ class Prior:
         options: Sampling,
         *,
         start: float = 0.0,
-        blockwise: bool = False,
     ) -> list[Vectors]:
         self._check(sequences)
-        whole = self.network.whole and not blockwise
+        whole = self.network.whole
         if whole and options.guidance != 1.0:
             raise UsageError(
                 f"guidance {options.guidance:g}: this model's prior hears a whole text at once, so there is"
@@ -391,3 +443,12 @@ def integrate(
 def _towards(x: Tensor, clean: Tensor, t: float, after: float) -> Tensor:
     kept = (1.0 - after) / (1.0 - t)
     return kept * x + (1.0 - kept) * clean
+
+
+def _draw(logs: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+    """An entry by each row of log probabilities [n, V], raised to the inverse of the temperature: int64
+    [n]."""
+    if temperature == 0.0:
+        return logs.argmax(1)
+    chosen: np.ndarray = (logs / temperature + rng.gumbel(size=logs.shape)).argmax(1)  # the Gumbel-max trick
+    return chosen

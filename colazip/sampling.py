@@ -18,11 +18,12 @@ WRITERS = (CODER, PRIOR)  # what lets a text go on, and says how likely one is
 
 @dataclass(frozen=True)
 class Sampling:
-    """steps: of the solver, more are nearer to the flow. solver: `midpoint` evaluates the network twice a
-    step and is of second order, `euler` once. guidance: 1 is the prior as it is; above, each block heeds what
-    stands before it more. seed: the same one gives the same sample. temperature: of the coder's draws, which
-    none of the above but the seed matters to; 1 draws as often as it expects, 0 takes the likeliest. Raises
-    UsageError on values out of range.
+    """steps: of the solver, more are nearer to the flow; where a prior over entries goes on with a sequence,
+    rounds a block. solver: `midpoint` evaluates the network twice a step and is of second order, `euler`
+    once. guidance: 1 is the prior as it is; above, each block heeds what stands before it more. seed: the
+    same one gives the same sample. temperature: of draws from probabilities, which are the coder's and those
+    of a prior over entries that goes on; 1 draws as often as expected, 0 takes the likeliest. The coder heeds
+    the last two only. Raises UsageError on values out of range.
     """
 
     steps: int = 8

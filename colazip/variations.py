@@ -116,11 +116,58 @@ def _drawn(
     return result
 
 
-def regenerate(codec: Codec, parts: Parts, *, strength: float = 0.3, options: Sampling | None = None) -> str:
-    """A variant of a record: the latents of its gist reading noised and denoised. strength: as of `vary`.
-    Parts kept in PLAIN have no gist and come back as they are. Raises UsageError."""
+def regenerate(
+    codec: Codec,
+    parts: Parts,
+    *,
+    strength: float = 0.3,
+    by: str = CODER,
+    options: Sampling | None = None,
+) -> str:
+    """A variant of a record.
+
+    by: `coder`, which the text is coded with: it writes a share `strength` of the words of the gist reading
+    anew (`rewrite`), heeding the search codes that the gist was coded given. Or the diffusion `prior`: the
+    latents of the reading are noised and denoised (`vary`). Parts kept in PLAIN have no gist and come back as
+    they are. Raises UsageError.
+    """
     chosen = options or Sampling()
-    return _changed(codec, parts, lambda pieces: vary(codec, [p.tokens for p in pieces], strength, chosen))
+    _check_writer(by)
+
+    def change(pieces: list[Gist]) -> list[np.ndarray]:
+        tokens = [p.tokens for p in pieces]
+        if by == PRIOR:
+            return vary(codec, tokens, strength, chosen)
+        return rewrite(codec, tokens, strength, chosen, [p.side for p in pieces])
+
+    return _changed(codec, parts, change)
+
+
+def rewrite(
+    codec: Codec,
+    pieces: Sequence[np.ndarray],
+    strength: float,
+    options: Sampling,
+    sides: Sequence[Side | None] | None = None,
+) -> list[np.ndarray]:
+    """Tokens int64 [T] of segments, a share `strength` of all their words written anew by the coder in as
+    many tokens (`write_in`). Words are those of `WordHash.units`; what stands between them counts as words,
+    too. A greater strength takes more words beside those that a smaller one takes. Raises UsageError."""
+    _check_strength(strength)
+    units = codec.model.rows.words.units
+    word, words = [], 0
+    for piece in pieces:
+        first = np.zeros(len(piece), np.int64)
+        first[units(piece)] = 1
+        word.append(words + np.cumsum(first) - 1)
+        words += int(first.sum())
+    taken = choose_missing(words, strength, options.seed)
+    return write_in(codec, pieces, [taken[w] for w in word], options, sides)
+
+
+def _check_strength(strength: float) -> None:
+    if not 0.0 <= strength <= 1.0:
+        raise UsageError(f"strength {strength}: must lie between 0 and 1")
 
 
 def vary(codec: Codec, pieces: Sequence[np.ndarray], strength: float, options: Sampling) -> list[np.ndarray]:
@@ -130,8 +177,7 @@ def vary(codec: Codec, pieces: Sequence[np.ndarray], strength: float, options: S
     the tokens as they are, 1 starts from noise alone. Shares of noise themselves would be a poor scale: next
     to none up to a tenth, then nearly all of the tokens by a half. Raises UsageError.
     """
-    if not 0.0 <= strength <= 1.0:
-        raise UsageError(f"strength {strength}: must lie between 0 and 1")
+    _check_strength(strength)
     if strength == 0.0:
         return list(pieces)
     prior, cells = Prior.from_codec(codec), codec.model.cells
@@ -187,7 +233,8 @@ def fill(
         holes, tokens = np.split(every, np.cumsum(counts)[:-1]), [p.tokens for p in pieces]
         if by == PRIOR:
             return infill(codec, tokens, holes, chosen)
-        return write_in(codec, tokens, holes, chosen, [p.side for p in pieces])
+        lost = [_lost(codec, hole, piece) for hole, piece in zip(holes, tokens, strict=True)]
+        return write_in(codec, tokens, lost, chosen, [p.side for p in pieces])
 
     return _changed(codec, parts, change)
 
@@ -195,31 +242,30 @@ def fill(
 def write_in(
     codec: Codec,
     pieces: Sequence[np.ndarray],
-    holes: Sequence[np.ndarray],
+    missing: Sequence[np.ndarray],
     options: Sampling,
     sides: Sequence[Side | None] | None = None,
 ) -> list[np.ndarray]:
-    """Tokens int64 [T] of segments with the patches of `holes`, bool [P], written anew by the coder.
+    """Tokens int64 [T] of segments with those of `missing`, bool [T], written anew by the coder.
 
     It takes them as a gist of detail 0 would say them; what is not missing stays as it is. sides: of each
     segment what is known of it by its search codes, if anything.
     """
     result = []
     known = [None] * len(pieces) if sides is None else sides
-    for at, (piece, hole, side) in enumerate(zip(pieces, holes, known, strict=True)):
-        missing = _lost(codec, hole, piece)
+    for at, (piece, lost, side) in enumerate(zip(pieces, missing, known, strict=True)):
         tokens = np.array(piece, np.int64)
-        if missing.any():
+        if lost.any():
             written = fill_in(
                 codec.model,
                 codec.model.cells.named(tokens, 0),
-                missing,
+                lost,
                 detail=0,
                 temperature=options.temperature,
                 seed=options.seed + at,
                 side=side,
             )
-            tokens[missing] = written[missing]
+            tokens[lost] = written[lost]
         result.append(tokens)
     return result
 
@@ -311,13 +357,17 @@ def _end(codec: Codec, tokens: np.ndarray, room: int) -> np.ndarray:
 
 def _drawn_on(codec: Codec, known: np.ndarray, count: int, options: Sampling) -> np.ndarray:
     """`count` tokens that the prior draws after `known`, int64 both."""
-    cells = codec.model.cells
+    cells, prior = codec.model.cells, Prior.from_codec(codec)
+    if codec.model.config.prior_features:
+        missing = np.full(count, len(cells.class_of))
+        told = _parts(np.concatenate([known, missing]), codec.model.config.patch)
+        (entries,) = prior.draw([told], cells.sets(), options)
+        return entries.reshape(-1)[len(known) :][:count]
     centre = np.zeros((len(known) + count, codec.model.config.channels), np.float32)
     reach = np.full_like(centre, np.inf)
     centre[: len(known)], reach[: len(known)] = cells.places[known], 0.0
-    prior = Prior.from_codec(codec)
-    (drawn,) = prior.denoise([_patches(codec, centre)], [_patches(codec, reach)], options)
-    return cells.anywhere(_tokens(codec, drawn, len(centre))[len(known) :])
+    (values,) = prior.denoise([_patches(codec, centre)], [_patches(codec, reach)], options)
+    return cells.anywhere(_tokens(codec, values, len(centre))[len(known) :])
 
 
 def score(

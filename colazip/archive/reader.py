@@ -327,16 +327,19 @@ class Archive:
         self._search_index = None
         return build(self, overwrite=overwrite, refine=refine, progress=progress)
 
-    def regenerate(self, id: str, *, strength: float = 0.3, options: Sampling | None = None) -> str:
-        """A variant of one record: the latents of its gist reading noised, and denoised by the prior.
+    def regenerate(
+        self, id: str, *, strength: float = 0.3, by: str = "coder", options: Sampling | None = None
+    ) -> str:
+        """A variant of one record's gist reading.
 
-        strength: 0 to 1, about the share of the tokens that the noise changes. options: how it is drawn; the
-        same seed gives the same text.
+        strength: 0 to 1. by: `coder` writes so large a share of the words anew, the diffusion `prior` noises
+        the latents, about that share of the tokens of which the noise changes, and denoises them. options:
+        how it is drawn; the same seed gives the same text. Raises UsageError.
         """
         codec, parts = self._gist_parts(id)
         from colazip.variations import regenerate
 
-        text: str = regenerate(codec, parts, strength=strength, options=options)
+        text: str = regenerate(codec, parts, strength=strength, by=by, options=options)
         return text
 
     def fill(

@@ -193,13 +193,13 @@ def show_round_trip(archive: Archive, passages: Sequence[Passage]) -> None:
 
 
 def show_readings(archive: Archive, id: str) -> None:
-    """One record three times: its text, the reading of its gist alone, and a variant from the prior."""
+    """One record three times: its text, the reading of its gist alone, and a variant."""
     for label, text in (
         (f"{id}, exact:", archive.get(id).decode()),
         ("the same from its gist alone, in one pass:", archive.gist(id)),
         (
-            "regenerated: noise that changes a tenth of the tokens, denoised by the prior, and read:",
-            archive.regenerate(id, strength=0.1),
+            "regenerated, a fifth of the words written anew:",
+            archive.regenerate(id, strength=0.2),
         ),
     ):
         click.echo(f"\n{label}\n")

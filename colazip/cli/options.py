@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from colazip.cli.console import Console
 from colazip.errors import UsageError
@@ -84,7 +85,7 @@ def sampling_options(function: F) -> F:
         type=click.IntRange(1, MAX_STEPS),
         default=Sampling.steps,
         show_default=True,
-        help="Steps of the prior: more is better.",
+        help="Steps of the prior, or its rounds a block when it goes on: more is better.",
     )
     @click.option(
         "--solver",
@@ -112,6 +113,14 @@ def sampling_options(function: F) -> F:
         return function(*args, sampling=Sampling(steps, solver, guidance, seed), **kwargs)
 
     return command  # type: ignore[return-value]
+
+
+def check_sampling(*unused: str, advice: str) -> None:
+    """Raises UsageError if one of these options of the running command was given."""
+    context = click.get_current_context()
+    for name in unused:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name} is the prior's; {advice}")
 
 
 def check_detail(detail: int | None, layers: Sequence[str]) -> int:

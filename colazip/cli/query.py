@@ -10,7 +10,14 @@ import click
 
 from colazip.cli.console import Console, data_output, printable, write_json
 from colazip.cli.model_option import model_options, open_archive
-from colazip.cli.options import console_options, force_option, json_option, layer_option, sampling_options
+from colazip.cli.options import (
+    check_sampling,
+    console_options,
+    force_option,
+    json_option,
+    layer_option,
+    sampling_options,
+)
 from colazip.errors import RecordNotFoundError, UsageError
 from colazip.sampling import CODER, MAX_TEMPERATURE, PRIOR, WRITERS, Sampling
 
@@ -162,7 +169,7 @@ def search(
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1),
-    help="How far from the record: 0 is its gist reading, 1 nothing of it. [default: 0.3]",
+    help="How far from the record: the share of its words that change. 0 is its gist reading. [default: 0.3]",
 )
 @click.option("--fill", is_flag=True, help="Instead, take patches of the gist away and fill them in anew.")
 @click.option(
@@ -181,13 +188,13 @@ def search(
 @click.option(
     "--by",
     type=click.Choice(WRITERS),
-    help="Who fills in or goes on: the coder, which codes the gist token by token, or the prior. "
+    help="Who writes: the coder, which codes the gist token by token, or the diffusion prior. "
     "[default: coder]",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(0, MAX_TEMPERATURE),
-    help="Of the coder's draws: 0 takes the likeliest token each time. [default: 0.8]",
+    help="Of what is drawn token by token: 0 takes the likeliest each time. [default: 0.8]",
 )
 @sampling_options
 @model_options
@@ -205,20 +212,20 @@ def regenerate(
     model: str | None,
     console: Console,
 ) -> None:
-    """Write a variant of a record: the latents of its gist reading, noised and denoised by the model's prior.
+    """Write a variant of a record: its gist reading with a share of the words written anew.
 
-    A patch is a few neighbouring tokens, four in the model of the package. What the prior draws is read as
-    the nearest tokens: near to text of the kind, not proofread. --fill and --continue have the coder write,
-    unless --by prior.
+    --by prior has the latents noised and denoised by the model's diffusion prior instead: the strength is
+    then the share of the tokens that the noise changes. --steps, --solver and --guidance are the prior's. A
+    patch is a few neighbouring tokens, four in the model of the package.
     """
     if sum((strength is not None, fill, more is not None)) > 1:
         raise UsageError("--strength, --fill and --continue exclude each other; give one")
     if missing is not None and not fill:
         raise UsageError("--missing says what to fill in; add --fill")
-    if more is None and not fill and (by is not None or temperature is not None):
-        raise UsageError("--by and --temperature say how to write; add --fill or --continue")
-    if by == PRIOR and temperature is not None:
-        raise UsageError("--temperature is of the coder's draws; leave out --by prior")
+    if by == PRIOR and more is None and temperature is not None:
+        raise UsageError("--temperature: the prior draws token by token with --continue only; leave it out")
+    if by != PRIOR:
+        check_sampling("steps", "solver", "guidance", advice="add --by prior")
     if temperature is not None:
         sampling = replace(sampling, temperature=temperature)
     which = _missing("0.3" if missing is None else missing)
@@ -230,7 +237,8 @@ def regenerate(
         elif more is not None:
             text = opened.proceed(id, tokens=more, by=by or CODER, options=sampling)
         else:
-            text = opened.regenerate(id, strength=0.3 if strength is None else strength, options=sampling)
+            share = 0.3 if strength is None else strength
+            text = opened.regenerate(id, strength=share, by=by or CODER, options=sampling)
     click.echo(text)
 
 

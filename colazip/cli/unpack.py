@@ -6,7 +6,13 @@ import click
 
 from colazip.cli.console import Console, amount, data_output
 from colazip.cli.model_option import coding_options, model_options, open_archive
-from colazip.cli.options import console_options, force_option, layer_option, sampling_options
+from colazip.cli.options import (
+    check_sampling,
+    console_options,
+    force_option,
+    layer_option,
+    sampling_options,
+)
 from colazip.cli.progress import Progress
 from colazip.errors import UsageError
 from colazip.sampling import Sampling
@@ -71,6 +77,8 @@ def unpack(
         raise UsageError("--denoise reads the gist; add --from gist")
     if detail is not None and not denoise:
         raise UsageError("--detail goes with --denoise")
+    if not denoise:
+        check_sampling("steps", "solver", "guidance", "seed", advice="add --denoise")
     with open_archive(archive, model, device=device, workers=workers) as opened:
         plan = plan_output(opened.source, archive, output, format)
         if plan.path is not None:

@@ -178,9 +178,15 @@ class EntryDiT(DiTStack):
 
     def finish(self, x: Tensor, past: History, valid: Tensor | None = None) -> None:
         """Append a finished block [B, n, K * C], of which each part counts as the nearest entry."""
-        inputs = self._clean_inputs(x, valid)
+        self._append(self._clean_inputs(x, valid), past, valid)
+
+    def finish_entries(self, known: Tensor, past: History) -> None:
+        """Append a finished block of entries, int64 [B, n, K]."""
+        self._append(self.inputs(known, functional.pad(self.table, (0, 1, 0, 1))), past, None)
+
+    def _append(self, inputs: Tensor, past: History, valid: Tensor | None) -> None:
         self.run(self.enter(inputs.flatten(-2)), 1.0, past, valid, keep=True)
-        past.length += x.shape[1]
+        past.length += inputs.shape[1]
 
     def _clean_inputs(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """What enters for finished vectors [B, N, K * C], of which each part counts as the nearest entry."""
@@ -237,6 +243,15 @@ class EntryDiT(DiTStack):
         inputs = self.inputs(known, self.look_up(members))
         mask = (known[..., 0] != NOWHERE)[:, None, None]
         queries = self.queries(inputs, inputs.new_zeros(known.shape[:2]), mask)
+        return self._shares(known, members, queries)
+
+    def block_chances(self, known: Tensor, members: Tensor, past: History) -> Tensor:
+        """The same of one block [B, n, K] after the finished ones."""
+        inputs = self.inputs(known, self.look_up(members))
+        hidden = self.run(self.enter(inputs.flatten(-2)), 0.0, past, known[..., 0] != NOWHERE, keep=False)
+        return self._shares(known, members, self._read(hidden, inputs, None))
+
+    def _shares(self, known: Tensor, members: Tensor, queries: Tensor) -> Tensor:
         where = known >= len(self.table)
         possible = members[known[where] - len(self.table)]
         logits = torch.where(possible, self.common + queries[where] @ self.table.T, _OUT)

@@ -10,7 +10,14 @@ from torch.nn import functional
 
 from colazip.nn.entries import NOWHERE, EntryDiT
 
-_RUN = 4  # patches that go missing together, in some sequences
+_RUN = 4  # vectors that go missing together, in some sequences
+_STYLES = (
+    0.25,
+    0.15,
+    0.1,
+    0.25,
+    0.25,
+)  # shares of the ways in which something goes missing, see `draw_known`
 
 
 @dataclass(frozen=True)
@@ -21,40 +28,48 @@ class Telling:
     members: bool [S, V] of the sets in there, the first of all entries. exact, complete: shares of the
     sequences told entry by entry, and with nothing missing. blockwise: share of the batches in blocks after a
     clean past, half of their sequences told nothing; the others are whole. noised: share of the sequences at
-    times above 0. missing_weight: of an entry that is missing, beside one of which something is known.
+    times above 0.
     """
 
     said: Tensor
     members: Tensor
-    exact: float = 0.15
-    complete: float = 0.4
-    blockwise: float = 0.12
-    noised: float = 0.125
-    missing_weight: float = 0.5
+    exact: float = 0.5
+    complete: float = 0.1
+    blockwise: float = 0.25
+    noised: float = 0.2
 
 
 def draw_known(entries: Tensor, real: Tensor, telling: Telling) -> Tensor:
     """What is told of entries int64 [B, P, K], those of `real` bool [B, P, K]; int64 [B, P, K].
 
-    A sequence lacks nothing or a share of its vectors: here and there, in runs, or every other one.
+    A sequence lacks nothing, or as much as chance has it: vectors here and there, in runs, or every other
+    one; single parts; or all behind some place but for single parts, as where a sequence goes on.
     """
-    (count, length, _), device = entries.shape, entries.device
+    (count, length, parts), device = entries.shape, entries.device
     nothing = telling.said.shape[1]  # the number of the set of all entries
-    kind = torch.rand(count, device=device)
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device)
+
+    kind = chance(count)
     way = torch.randint(len(telling.said), (count, 1, 1), device=device)
     known = torch.where((kind > 1 - telling.exact)[:, None, None], entries, telling.said[way, entries])
-    share = torch.rand(count, 1, device=device)
-    lost = torch.rand(count, length, device=device) < share
-    runs = torch.rand(count, -(-length // _RUN), device=device) < share
-    other = torch.arange(length, device=device) % 2 == torch.randint(2, (count, 1), device=device)
-    style = torch.rand(count, 1, device=device)
-    lost = torch.where(style < 0.3, runs.repeat_interleave(_RUN, 1)[:, :length], lost)
-    lost = torch.where(style > 0.7, other, lost) & (kind >= telling.complete)[:, None]
-    return torch.where(real, torch.where(lost[..., None], nothing, known), NOWHERE)
+    share = chance(count, 1)
+    here = chance(count, length) < share
+    runs = (chance(count, -(-length // _RUN)) < share).repeat_interleave(_RUN, 1)[:, :length]
+    place = torch.arange(length, device=device)
+    other = place % 2 == torch.randint(2, (count, 1), device=device)
+    behind = place >= chance(count, 1) * real[..., 0].sum(1, keepdim=True)
+    single = chance(count, length, parts) < share[..., None]
+    every = [here[..., None], runs[..., None], other[..., None], single, behind[..., None] & single]
+    styles = torch.stack([style.expand_as(single) for style in every])
+    style = torch.multinomial(torch.tensor(_STYLES, device=device), count, replacement=True)
+    lost = styles[style, torch.arange(count, device=device)] & (kind >= telling.complete)[:, None, None]
+    return torch.where(real, torch.where(lost, nothing, known), NOWHERE)
 
 
 def entry_error(prior: EntryDiT, entries: Tensor, real: Tensor, telling: Telling) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of what is not told, and over how many entries, both weighted.
+    """Sum of the cross-entropies of what is not told, and over how many entries.
 
     entries int64 [B, P, K]; real bool [B, P, K].
     """
@@ -89,6 +104,5 @@ def entry_error(prior: EntryDiT, entries: Tensor, real: Tensor, telling: Telling
         inputs = inputs.flatten(0, 2).index_copy(0, at[heard], told).view(inputs.shape)
     queries = prior.queries(inputs, time, mask, clean)
     logits = beliefs + queries[where] @ prior.table.T
-    loss = functional.cross_entropy(logits, entries[where], reduction="none")
-    weight = torch.where(chosen == nothing, telling.missing_weight, 1.0)
-    return (loss * weight).sum(), weight.sum()
+    loss = functional.cross_entropy(logits, entries[where], reduction="sum")
+    return loss, torch.tensor(float(len(chosen)), device=device)

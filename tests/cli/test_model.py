@@ -40,8 +40,8 @@ def test_the_main_job(tmp_path: Path) -> None:
     assert (tmp_path / "back" / "boat").read_bytes() == TEXT.encode()
     hits = json.loads(run("search", "a.cola", "ships at sea", "-k", "1", "--json"))
     assert len(hits) == 1
-    assert run("regenerate", "a.cola", "boat", "--steps", "2") == run(
-        "regenerate", "a.cola", "boat", "--steps", "2"
+    assert run("regenerate", "a.cola", "boat", "--by", "prior", "--steps", "2") == run(
+        "regenerate", "a.cola", "boat", "--by", "prior", "--steps", "2"
     )
 
 

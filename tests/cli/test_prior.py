@@ -26,15 +26,15 @@ TEXT = "The harbour was quiet in the morning, and the boats lay side by side, wa
         (("regenerate", "a.cola", "x", "--solver", "rk4"), "--solver"),
         (("regenerate", "a.cola", "x", "--seed", "-1"), "--seed"),
         (("regenerate", "a.cola", "x", "--guidance", "nan"), "guidance"),
-        (("regenerate", "a.cola", "x", "--by", "coder"), "add --fill or --continue"),
+        (("regenerate", "a.cola", "x", "--by", "me"), "--by"),
+        (("regenerate", "a.cola", "x", "--steps", "4"), "--steps is the prior's; add --by prior"),
+        (("regenerate", "a.cola", "x", "--continue", "9", "--guidance", "2"), "add --by prior"),
         (("regenerate", "a.cola", "x", "--continue", "9", "--by", "me"), "--by"),
-        (
-            ("regenerate", "a.cola", "x", "--continue", "9", "--by", "prior", "--temperature", "1"),
-            "leave out",
-        ),
+        (("regenerate", "a.cola", "x", "--by", "prior", "--temperature", "1"), "leave it out"),
         (("regenerate", "a.cola", "x", "--continue", "9", "--temperature", "-1"), "--temperature"),
         (("unpack", "a.cola", "--denoise"), "--from gist"),
         (("unpack", "a.cola", "--from", "gist", "--detail", "1"), "--denoise"),
+        (("unpack", "a.cola", "--from", "gist", "--seed", "1"), "--seed is the prior's; add --denoise"),
     ],
 )
 def test_wrong_usage(fails: Callable[..., str], arguments: tuple[str, ...], said: str) -> None:
@@ -55,15 +55,24 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
 
     run("pack", "boat", "-o", "a.cola", "--layers", "gist")
     reading = run("get", "a.cola", "boat", "--from", "gist")
-    assert run("regenerate", "a.cola", "boat", "--strength", "0", *quick).strip() == reading.strip()
+    assert run("regenerate", "a.cola", "boat", "--strength", "0").strip() == reading.strip()
+    variant = run("regenerate", "a.cola", "boat", "--strength", "0.4").strip()
+    assert (
+        variant != reading.strip()
+        and variant == run("regenerate", "a.cola", "boat", "--strength", "0.4").strip()
+    )
+    drawn = run("regenerate", "a.cola", "boat", "--strength", "0.4", "--by", "prior", *quick).strip()
+    assert drawn not in (reading.strip(), variant)
     assert (
         run("regenerate", "a.cola", "boat", "--fill", "--missing", "0-3", "--by", "prior", *quick).strip()
         != reading.strip()
     )
     filled = run("regenerate", "a.cola", "boat", "--fill", "--missing", "2", "--temperature", "0").strip()
     assert filled != reading.strip() and filled[-20:] == reading.strip()[-20:]
-    assert run("regenerate", "a.cola", "boat", "--continue", "40", "--by", "prior", *quick).strip()
-    guided = run("regenerate", "a.cola", "boat", "--guidance", "2", *quick, code=2)
+    on = ("regenerate", "a.cola", "boat", "--continue", "40", "--by", "prior", *quick)
+    assert run(*on).strip() and run(*on) != run(*on, "--guidance", "2")
+    assert run(*on, "--temperature", "0") == run(*on, "--temperature", "0", "--seed", "3")
+    guided = run("regenerate", "a.cola", "boat", "--by", "prior", "--guidance", "2", *quick, code=2)
     assert b"leave it out" in guided and guided.count(b"\n") == 1
     likely = ("regenerate", "a.cola", "boat", "--continue", "40", "--temperature", "0")
     assert run(*likely).strip() and run(*likely) == run(*likely, "--seed", "3")
@@ -71,7 +80,7 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
     assert denoised.strip() and denoised == run(
         "unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick
     )
-    outside = run("regenerate", "a.cola", "boat", "--fill", "--missing", "9999", *quick, code=2)
+    outside = run("regenerate", "a.cola", "boat", "--fill", "--missing", "9999", code=2)
     assert b"patches" in outside and outside.count(b"\n") == 1
     more = ("unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick)
     assert run(*more, "--detail", "0") == denoised

@@ -20,6 +20,7 @@ from colazip.variations import (
     proceed,
     regenerate,
     reread,
+    rewrite,
     score,
     text_tokens,
 )
@@ -65,10 +66,37 @@ def test_strength_is_the_share_of_tokens_that_noise_changes() -> None:
     assert _noise_that_changes(codec, prior, [np.zeros(1, np.int64)], 0.4) == 0.4
 
 
+def test_whole_words_are_written_anew() -> None:
+    """A share of them, over all segments, and more of them beside those where the strength is greater."""
+    codec = tiny_codec()
+    pieces = [np.asarray(t, np.int64)[:64] for t in text_tokens(codec, passages()[:4])]
+    units = codec.model.rows.words.units
+    changed: list[set[tuple[int, int]]] = []
+    for strength in (0.0, 0.2, 0.5, 1.0):
+        new = rewrite(codec, pieces, strength, Sampling(seed=4, temperature=3.0))
+        words = [
+            (at, number)
+            for at, (a, b) in enumerate(zip(pieces, new, strict=True))
+            for number in np.unique(np.searchsorted(units(a), np.flatnonzero(a != b), "right")).tolist()
+        ]
+        assert all(len(a) == len(b) for a, b in zip(pieces, new, strict=True))
+        changed.append(set(words))
+    count = sum(len(units(p)) for p in pieces)
+    assert not changed[0] and 0.8 * count < len(changed[3]) <= count
+    for few, share in zip(changed[1:3], (0.2, 0.5), strict=True):
+        assert 0.7 * share * count < len(few) <= round(share * count)
+    assert len(changed[1] - changed[2]) <= 0.1 * len(changed[1])  # what came back as it was has not changed
+    with pytest.raises(UsageError, match=r"strength 1\.5"):
+        rewrite(codec, pieces, 1.5, Sampling())
+
+
 def test_same_seed_same_text() -> None:
     codec, block = tiny_codec(), block_of(passages()[3])
     for change in (
-        lambda seed: regenerate(codec, [(block, 0)], strength=1.0, options=Sampling(2, seed=seed)),
+        lambda seed: regenerate(codec, [(block, 0)], strength=1.0, options=Sampling(seed=seed)),
+        lambda seed: regenerate(
+            codec, [(block, 0)], strength=1.0, by="prior", options=Sampling(2, seed=seed)
+        ),
         lambda seed: fill(codec, [(block, 0)], missing=0.5, options=Sampling(seed=seed)),
         lambda seed: fill(codec, [(block, 0)], missing=0.5, by="prior", options=Sampling(2, seed=seed)),
         lambda seed: proceed(codec, [(block, 0)], tokens=30, options=Sampling(seed=seed)),
