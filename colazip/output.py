@@ -82,16 +82,17 @@ def write_records(
     progress: Progress | None = None,
     denoise: bool = False,
     detail: int | None = None,
+    missing: float = 0.0,
     options: Sampling | None = None,
 ) -> int:
     """Write every record as `plan` says; returns how many. Nothing appears under the name unless all is well.
 
-    layer: EXACT, or GIST for the approximate reading. denoise, detail, options: of the latter, as
-    `Archive.gists` takes them. Raises ColazipError or OSError.
+    layer: EXACT, or GIST for the approximate reading. denoise, detail, missing, options: of the latter,
+    as `Archive.gists` takes them. Raises ColazipError or OSError.
     """
     if layer not in (EXACT, GIST):
         raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
-    records = _Counted(_read(archive, layer, denoise, detail, options), progress)
+    records = _Counted(_read(archive, layer, denoise, detail, missing, options), progress)
     if plan.format == FILES:
         with new_folder(plan.path or "", overwrite) as folder:
             for record in records:
@@ -130,7 +131,12 @@ def _write_stream(file: BinaryIO, records: Iterator[Record], plan: Plan) -> None
 
 
 def _read(
-    archive: Archive, layer: str, denoise: bool, detail: int | None, options: Sampling | None
+    archive: Archive,
+    layer: str,
+    denoise: bool,
+    detail: int | None,
+    missing: float,
+    options: Sampling | None,
 ) -> Iterator[Record]:
     if denoise and layer != GIST:
         raise UsageError("only the gist can be denoised; add --from gist")
@@ -145,7 +151,7 @@ def _read(
     if layer == EXACT:
         yield from archive
         return
-    for key, reading in archive.gists(denoise, detail, options):
+    for key, reading in archive.gists(denoise, detail, missing, options):
         yield Record(reading.encode("utf-8", "surrogatepass"), key, archive.metadata(key))
 
 

@@ -28,34 +28,49 @@ Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
 
 
 def denoise(
-    codec: Codec, blocks: Sequence[Block], *, detail: int | None = None, options: Sampling | None = None
+    codec: Codec,
+    blocks: Sequence[Block],
+    *,
+    detail: int | None = None,
+    missing: float = 0.0,
+    options: Sampling | None = None,
 ) -> list[list[str]]:
     """Readings of every part, as `Codec.read_gist` gives them, but with the prior's help (`reread`), inside
     the cells that are known.
 
-    detail: read the gist as if it had been written with this one; None takes it as it is. Raises UsageError
-    if it was written with less, or there is none such.
+    detail: read the gist as if it had been written with this one; None takes it as it is. missing: and as if
+    this share of its patches were lost, evenly spread: 0.5 is every other one. Raises UsageError if the gist
+    was written with less detail, or there is none such.
     """
+    if not 0.0 <= missing < 1.0:
+        raise UsageError(f"missing {missing}: a share must be at least 0 and below 1")
     cells = codec.model.cells
     if detail is not None and not 0 <= detail < cells.details:
         raise UsageError(f"detail {detail}: gists of this model have 0 to {cells.details - 1}")
     result = []
     for block in blocks:
-        pieces, lengths = [], {}
+        pieces, holes, lengths = [], [], {}
         for slot, gist in codec.gists(block).items():
             if detail is not None and detail < gist.detail:
                 raise UsageError(f"detail {detail}: this gist was written with detail {gist.detail}")
             chosen = gist.detail if detail is None else detail
             mine = _pieces(codec, replace(gist, tokens=cells.named(gist.tokens, chosen), detail=chosen))
             pieces += mine
+            holes += [_thinned(codec, piece, missing) for piece in mine]
             lengths[slot] = len(mine)
-        read = iter(reread(codec, pieces, options=options))
+        read = iter(reread(codec, pieces, holes if missing else None, options))
         texts = dict.fromkeys(range(block.count), "")
         texts |= codec.plain_texts(block)
         for slot, count in lengths.items():
             texts[slot] = _text(codec, [next(read) for _ in range(count)])
         result.append([texts[slot] for slot in range(block.count)])
     return result
+
+
+def _thinned(codec: Codec, piece: Gist, missing: float) -> np.ndarray:
+    """Which patches of a gist count as missing, bool [P]."""
+    at = np.arange(-(-len(piece.tokens) // codec.model.config.patch) + 1) * missing
+    return np.diff(np.floor(at + 1e-9)) > 0  # a third of three is one, whatever floats say
 
 
 def reread(

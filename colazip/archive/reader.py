@@ -254,17 +254,22 @@ class Archive:
         return "".join(texts[block][slot] for block, slot in slots)
 
     def gists(
-        self, denoise: bool = False, detail: int | None = None, options: Sampling | None = None
+        self,
+        denoise: bool = False,
+        detail: int | None = None,
+        missing: float = 0.0,
+        options: Sampling | None = None,
     ) -> Iterator[tuple[str, str]]:
         """(id, reading of the gist) in order, in bounded memory.
 
-        denoise: let the prior draw what the gist leaves open, as `options` say, and with `detail` as if the
-        gist had been written with that. Raises UsageError.
+        denoise: let the prior help to read what the gist leaves open, as `options` say; with `detail` as if
+        the gist had been written with that, with `missing` as if that share of its patches were lost, evenly
+        spread. Raises UsageError.
         """
         self._need(GIST)
         read: Callable[[Places, Sequence[str]], list[list[str]]] = self._read_gist
         if denoise:
-            read = partial(self._read_denoised, detail=detail, options=options)
+            read = partial(self._read_denoised, detail=detail, missing=missing, options=options)
         for group, start, parts in self._stream(read, OF_READING):
             names = self._store.names(group, start, start + len(parts))
             yield from zip(names, map("".join, parts), strict=True)
@@ -452,12 +457,19 @@ class Archive:
         return self._run(self._model().read_gist, places, layers)
 
     def _read_denoised(
-        self, places: Places, layers: Sequence[str], *, detail: int | None, options: Sampling | None
+        self,
+        places: Places,
+        layers: Sequence[str],
+        *,
+        detail: int | None,
+        missing: float,
+        options: Sampling | None,
     ) -> list[list[str]]:
         from colazip.variations import denoise
 
         codec = cast("Codec", self._model())
-        return self._run(partial(denoise, codec, detail=detail, options=options), places, layers)
+        read = partial(denoise, codec, detail=detail, missing=missing, options=options)
+        return self._run(read, places, layers)
 
     def _run(
         self,

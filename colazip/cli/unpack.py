@@ -44,6 +44,12 @@ from colazip.sampling import Sampling
     type=click.IntRange(min=0),
     help="With --denoise: read the gist as if it had been written with this detail. [default: as it was]",
 )
+@click.option(
+    "--missing",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="With --denoise: read the gist as if so large a share of its patches were lost, evenly spread.",
+)
 @sampling_options
 @force_option
 @coding_options
@@ -56,6 +62,7 @@ def unpack(
     layer: str,
     denoise: bool,
     detail: int | None,
+    missing: float | None,
     sampling: Sampling,
     force: bool,
     device: str,
@@ -77,6 +84,8 @@ def unpack(
         raise UsageError("--denoise reads the gist; add --from gist")
     if detail is not None and not denoise:
         raise UsageError("--detail goes with --denoise")
+    if missing is not None and not denoise:
+        raise UsageError("--missing goes with --denoise")
     if not denoise:
         check_sampling("steps", "solver", "guidance", "seed", advice="add --denoise")
     with open_archive(archive, model, device=device, workers=workers) as opened:
@@ -96,6 +105,7 @@ def unpack(
                 progress=progress,
                 denoise=denoise,
                 detail=detail,
+                missing=missing or 0.0,
                 options=sampling,
             )
     if plan.path is not None:

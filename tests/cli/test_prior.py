@@ -34,6 +34,8 @@ TEXT = "The harbour was quiet in the morning, and the boats lay side by side, wa
         (("regenerate", "a.cola", "x", "--continue", "9", "--temperature", "-1"), "--temperature"),
         (("unpack", "a.cola", "--denoise"), "--from gist"),
         (("unpack", "a.cola", "--from", "gist", "--detail", "1"), "--denoise"),
+        (("unpack", "a.cola", "--from", "gist", "--missing", "0.5"), "--missing goes with --denoise"),
+        (("unpack", "a.cola", "--from", "gist", "--denoise", "--missing", "1"), "--missing"),
         (("unpack", "a.cola", "--from", "gist", "--seed", "1"), "--seed is the prior's; add --denoise"),
     ],
 )
@@ -84,5 +86,9 @@ def test_with_the_model_of_the_package(tmp_path: Path) -> None:
     assert b"patches" in outside and outside.count(b"\n") == 1
     more = ("unpack", "a.cola", "--from", "gist", "--denoise", "-o", "-", *quick)
     assert run(*more, "--detail", "0") == denoised
+    thinned = run(*more, "--missing", "0.5")
+    assert (
+        thinned not in (b"", denoised) and thinned[:8] == denoised[:8]
+    )  # of the patches, the second is lost
     outside = run(*more, "--detail", "9", code=2)
     assert b"detail" in outside and outside.count(b"\n") == 1

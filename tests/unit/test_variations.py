@@ -13,6 +13,8 @@ from colazip.sampling import Sampling
 from colazip.variations import (
     _noise_that_changes,
     _patches,
+    _pieces,
+    _text,
     _tokens,
     choose_missing,
     denoise,
@@ -122,6 +124,19 @@ def test_denoised_readings_are_those_of_the_parts() -> None:
     (texts,) = denoise(codec, [block], options=QUICK)
     assert len(texts) == 4 and texts[0] == "日本" and texts[2] == ""
     assert texts == denoise(codec, [block, block], options=QUICK)[1]
+
+
+def test_a_thinned_gist_is_read_as_with_these_holes() -> None:
+    codec, block = tiny_codec(), block_of(passages()[1])
+    (gist,) = codec.gists(block).values()
+    pieces, patch = _pieces(codec, gist), codec.model.config.patch
+    for share, every in ((0.5, 2), (0.25, 4), (1 / 3, 3)):
+        ((text,),) = denoise(codec, [block], missing=share, options=QUICK)
+        holes = [np.arange(-(-len(p.tokens) // patch)) % every == every - 1 for p in pieces]
+        assert text == _text(codec, reread(codec, pieces, holes, QUICK))
+    for share in (-0.1, 1.0):
+        with pytest.raises(UsageError, match="share"):
+            denoise(codec, [block], missing=share)
 
 
 @pytest.mark.parametrize("detail", [0, 1, 2])
