@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -48,7 +49,8 @@ from colazip.train.optimize import load_checkpoint
 from colazip.train.plan import forward_flops, plan
 
 CONTEXT, PROMPT, ANSWER = 256, 64, 64  # tokens
-SOLVER_STEPS = 8
+SOLVER_STEPS = 8  # a block
+FEWER_STEPS = (4, 2, 1)
 
 
 def cola_recipe(vocabulary: int, width: int, steps: int, tokens: int) -> ColaRecipe:
@@ -79,15 +81,20 @@ def cola_recipe(vocabulary: int, width: int, steps: int, tokens: int) -> ColaRec
     return ColaRecipe(model, first, second, parallel=Parallel(precision="float32"))
 
 
+Answer = Callable[[Tensor, int], Tensor]  # prompts int64 [B, T], how many tokens -> int64 [B, n]
+
+
 @dataclass(frozen=True)
 class Side:
-    """One trained model: what it took, and how to ask it. bits: of each text, float64 [N]."""
+    """One trained model: what it took, and how to ask it. bits: of each text, float64 [N]; sooner: answers in
+    fewer solver steps, if there are such."""
 
     name: str
     parameters: int
     flops: float
     bits: Callable[[Sequence[np.ndarray]], np.ndarray]
-    answer: Callable[[Tensor, int], Tensor]
+    answer: Answer
+    sooner: Mapping[int, Answer] = field(default_factory=dict)
 
 
 def cola_side(recipe: ColaRecipe, data: Sequence[Path], validation: Path, column: str, folder: Path) -> Side:
@@ -99,12 +106,16 @@ def cola_side(recipe: ColaRecipe, data: Sequence[Path], validation: Path, column
     vae, prior, _ = load_cola(folder / "model")
     parameters = sum(p.numel() for part in (vae, prior) for p in part.parameters())
     flops = sum(stage.flops for stage in plan(recipe, 1))
+    answers = {
+        steps: partial(continue_tokens, vae, prior, steps=steps) for steps in (SOLVER_STEPS, *FEWER_STEPS)
+    }
     return Side(
         recipe.model.name,
         parameters,
         flops,
         lambda texts: _elbo(vae, prior, texts),
-        lambda prompts, count: continue_tokens(vae, prior, prompts, count, steps=SOLVER_STEPS),
+        answers.pop(SOLVER_STEPS),
+        answers,
     )
 
 
@@ -177,20 +188,22 @@ def _greedy(model: LanguageModel, prompts: Tensor, count: int) -> Tensor:
     return torch.stack(said[prompts.shape[1] :], 1)
 
 
-def latency(side: Side, prompts: Tensor, batch: int) -> float:
+def latency(answer: Answer, prompts: Tensor, batch: int) -> float:
     """Seconds a token of a continuation, everything counted, best of three."""
     rows = prompts[torch.arange(batch) % len(prompts)]
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
-        side.answer(rows, ANSWER)
+        answer(rows, ANSWER)
         best = min(best, time.perf_counter() - start)
     return best / (batch * ANSWER)
 
 
-def continuation(side: Side, prompts: Tensor, answers: Tensor, tokenizer: Tokenizer) -> tuple[float, float]:
+def continuation(
+    answer: Answer, prompts: Tensor, answers: Tensor, tokenizer: Tokenizer
+) -> tuple[float, float]:
     """(ROUGE-L, BLEU) of continuations of prompts [B, PROMPT] against the texts' own [B, ANSWER]."""
-    said = [_text(tokenizer, row) for row in side.answer(prompts, ANSWER)]
+    said = [_text(tokenizer, row) for row in answer(prompts, ANSWER)]
     wanted = [_text(tokenizer, row) for row in answers]
     rouge = float(np.mean([rouge_l(a, b) for a, b in zip(said, wanted, strict=True)]))
     return rouge, bleu(said, wanted)
@@ -323,12 +336,19 @@ def compare(
     ]
     archive = "missing: benchmarks.latency times its readings"
     for batch in (1, 32):
-        times = [f"{latency(side, pieces[0], batch) * 1e3:.3f}" for side in pair]
+        times = [f"{latency(side.answer, pieces[0], batch) * 1e3:.3f}" for side in pair]
         rows.append((f"ms a token, batch {batch}", *times, archive))
-    scores = [continuation(side, *pieces, tokenizer) for side in pair]
+    scores = [continuation(side.answer, *pieces, tokenizer) for side in pair]
     unable = "missing: not measured here"
     rows.append(("continuation, ROUGE-L", *(f"{rouge:.3f}" for rouge, _ in scores), unable))
     rows.append(("continuation, BLEU", *(f"{value:.4f}" for _, value in scores), unable))
+    for steps, answer in pair[0].sooner.items():
+        times = [f"{latency(answer, pieces[0], batch) * 1e3:.3f}" for batch in (1, 32)]
+        rouge, overlap = continuation(answer, *pieces, tokenizer)
+        name = f"in {steps} solver step{'s' * (steps > 1)}: ms a token, batch 1 and 32; ROUGE-L, BLEU"
+        rows.append(
+            (name, f"{', '.join(times)}; {rouge:.3f}, {overlap:.4f}", "draws no latents", "draws none")
+        )
     gone = "missing: the test text has no summaries"
     rows.append(("summaries, ROUGE-L", gone, gone, gone))
     read, why = meaning(records, codec)
