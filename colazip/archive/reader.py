@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, compress, groupby
 from operator import itemgetter
@@ -152,6 +153,28 @@ class Archive:
             batch_blocks=batch_blocks,
             progress=progress,
         )
+
+    @classmethod
+    def merge(
+        cls,
+        path: str | os.PathLike[str],
+        archives: Sequence[str | os.PathLike[str]],
+        *,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PackSummary:
+        """Write one archive of the records of several, in their order, to `path`, which may be one of them.
+
+        Nothing is coded anew. Records keep their ids and metadata; those that go by their numbers are
+        numbered on. progress: called with the totals so far of records and text bytes. Raises UsageError
+        unless all were packed by one model with the same layers and sizes of codes, InputError for an id that
+        occurs twice, and as `pack` does.
+        """
+        from colazip.archive.merge import merge
+
+        with ExitStack() as stack:
+            opened = [stack.enter_context(cls(one)) for one in archives]
+            return merge(path, opened, overwrite, progress)
 
     def __enter__(self) -> Archive:
         return self

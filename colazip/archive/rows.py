@@ -156,6 +156,22 @@ def load_rows(section: bytes | None, group: Group) -> RowTable:
     return RowTable(group.records, ids, starts, columns)
 
 
+def with_ids(section: bytes | None, records: int, ids: Sequence[str | None] | None) -> bytes | None:
+    """A section of rows with other ids, one a record, or without any; None if there is nothing to say."""
+    fields: list[pa.Field] = []
+    columns: list[pa.Array] = []
+    if ids is not None:
+        fields.append(pa.field(_ID, pa.string()))
+        columns.append(pa.array(ids, type=pa.string()))
+    if section is not None:
+        batch = load_table(section, records)
+        for field in batch.schema:
+            if field.name != _ID:
+                fields.append(field)
+                columns.append(batch.column(field.name))
+    return dump_table(fields, columns) if fields else None
+
+
 def _dump_metadata(metadata: Sequence[Mapping[str, Any]]) -> Iterator[tuple[pa.Field, pa.Array]]:
     names = list(dict.fromkeys(chain.from_iterable(metadata)))
     if not all(isinstance(name, str) for name in names):

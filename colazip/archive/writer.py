@@ -178,7 +178,7 @@ class _Gatherer:
         self._preset = preset
         self._batch_blocks = batch_blocks
         self._progress = progress
-        self._known_ids = _KnownIds()
+        self._known_ids = KnownIds()
         self._open: list[bytes] = []  # parts of the block that is being filled
         self._open_bytes = 0
         self._open_offset = 0  # of its first part in that part's record
@@ -279,7 +279,7 @@ class _Gatherer:
         self._container.end_group(len(group.parts), sum(group.parts), len(group.blocks), named)
 
 
-class _KnownIds:
+class KnownIds:
     """Finds duplicate ids in 8 bytes a record, and in none while all records go by their ordinals.
 
     Ids are compared by Python's 64-bit hash, which is keyed anew in every process: no input can be made to

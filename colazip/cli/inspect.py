@@ -1,4 +1,4 @@
-"""`colazip info`, `verify` and `strip`."""
+"""`colazip info`, `verify`, `strip` and `merge`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from colazip.cli.console import Console, printable, size, write_json
+from colazip.cli.console import Console, amount, printable, size, write_json
 from colazip.cli.model_option import model_options, open_archive
 from colazip.cli.options import console_options, force_option, json_option, layer_list
+from colazip.cli.progress import Progress
 from colazip.cli.report import explain
 from colazip.errors import ColazipError, UsageError
 
@@ -95,6 +96,28 @@ def strip(archive: str, drop: tuple[str, ...], output: str, force: bool, console
     with open_archive(archive) as opened:
         opened.strip(drop, output, overwrite=force)
     console.note(f"{output}: {size(before)} -> {size(os.path.getsize(output))} without {', '.join(drop)}")
+
+
+@click.command()
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
+@click.option("-o", "--output", required=True, metavar="OUT.cola", help="The archive to write.")
+@force_option
+@console_options
+def merge(archives: tuple[str, ...], output: str, force: bool, console: Console) -> None:
+    """Put the records of several archives into one, in their order. Nothing is coded again.
+
+    What came in since can so be added to an archive: pack it alone and merge both, with -f even under the
+    name of one of them. All have to be packed by one model with the same layers. Records keep their ids;
+    those that have none of their own, and go by their numbers, are numbered on. An index that stands beside
+    has to be made anew.
+    """
+    from colazip.archive import Archive
+    from colazip.files import check_free
+
+    check_free(output, force)
+    with Progress(console, "merging") as progress:
+        summary = Archive.merge(output, archives, overwrite=force, progress=progress)
+    console.note(f"{output}: {amount(summary.records, 'record')}, {size(summary.file_bytes)}")
 
 
 def _lines(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

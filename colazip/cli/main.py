@@ -32,6 +32,7 @@ COMMANDS = {
     "info": LazyCommand("colazip.cli.inspect:info", "Show what an archive holds and what it costs."),
     "verify": LazyCommand("colazip.cli.inspect:verify", "Check archives: checksums, then decode everything."),
     "strip": LazyCommand("colazip.cli.inspect:strip", "Copy an archive without some of its layers."),
+    "merge": LazyCommand("colazip.cli.inspect:merge", "Put the records of several archives into one."),
     "compress": LazyCommand(
         "colazip.cli.oneshot:compress", "Compress one file or stream, without an archive."
     ),

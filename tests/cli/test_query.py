@@ -1,8 +1,9 @@
-"""get, search, info, verify, strip."""
+"""get, search, info, verify, strip, merge."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,21 @@ def test_strip(run: Run, fails, tmp_path: Path) -> None:
 def test_layers(run: Run) -> None:
     run("pack", "-", "-o", "b.cola", "--layers", "search, gist", stdin=b"text")
     assert json.loads(run("info", "b.cola", "--json").out)["layers"] == ["search", "gist"]
+
+
+def test_merge(run: Run, fails: Callable[..., str], tmp_path: Path) -> None:
+    """Two tables become one, an archive grows under its name, and what does not go together says so."""
+    lines = [json.dumps({"id": f"r{i}", "text": f"line {i}", "n": i}) + "\n" for i in range(5)]
+    for name, some in (("x", lines[:3]), ("y", lines[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(some))
+        assert run("pack", f"{name}.jsonl", "-o", f"{name}.cola", "--id-column", "id").code == 0
+    outcome = run("merge", "x.cola", "y.cola", "-o", "all.cola")
+    assert outcome.code == 0 and outcome.out == b"" and "all.cola: 5 records" in outcome.error
+    assert run("unpack", "all.cola", "-o", "-").text == "".join(lines)
+    assert run("get", "all.cola", "r4").out == b"line 4"
+    assert "all.cola: exists" in fails("merge", "x.cola", "y.cola", "-o", "all.cola", code=2)
+    assert "another record has the id 'r0'" in fails("merge", "x.cola", "x.cola", "-o", "twice.cola")
+    assert run("merge", "x.cola", "y.cola", "-o", "x.cola", "--force").code == 0
+    assert (tmp_path / "x.cola").read_bytes() == (tmp_path / "all.cola").read_bytes()
+    assert "missing.cola" in fails("merge", "x.cola", "missing.cola", "-o", "c.cola")
+    assert not (tmp_path / "c.cola").exists() and not (tmp_path / "twice.cola").exists()

@@ -1,0 +1,135 @@
+"""Several archives into one: their groups copied as they are, nothing coded anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from colazip.archive.format import CODEBOOK, FORMAT_VERSION, MAX_ABRIDGED, ROWS, Manifest
+from colazip.archive.output import AtomicFile
+from colazip.archive.record import PackSummary
+from colazip.archive.rows import with_ids
+from colazip.archive.writer import Container, KnownIds
+from colazip.errors import InputError, UsageError
+from colazip.version import __version__
+
+if TYPE_CHECKING:
+    from colazip.archive.reader import Archive
+
+# What one reader has to know of all groups alike, and how a person calls it.
+_SAME = (
+    ("codec_id", "model"),
+    ("layers", "layers"),
+    ("code_bytes", "size of search codes"),
+    ("conditional", "way to code gists"),
+)
+_ORIGINS = ("files", "table")  # what still describes the records of several sources of one kind
+
+
+Progress = Callable[[int, int], None]
+
+
+def merge(
+    out: str | os.PathLike[str],
+    archives: Sequence[Archive],
+    overwrite: bool,
+    progress: Progress | None,
+) -> PackSummary:
+    """What `Archive.merge` does, of archives that are open."""
+    if not archives:
+        raise UsageError("no archive to merge; name one at least")
+    manifests = [archive.manifest for archive in archives]
+    for archive in archives:
+        _check_alike(archives[0], archive)
+    known = KnownIds()
+    records = text_bytes = 0
+    with AtomicFile(out, overwrite) as file:
+        container = Container(file)
+        for archive in archives:
+            for number in range(len(archive.manifest.groups)):
+                records += _copy_group(container, archive, number, records, known)
+                if progress is not None:
+                    progress(records, text_bytes)
+            text_bytes += archive.manifest.text_bytes
+        embedder = manifests[0].embedder
+        if embedder is not None:
+            codebook = container.add_section(CODEBOOK, archives[0]._store.read_chunks(embedder.section))
+            embedder = replace(embedder, section=codebook)
+        merged = replace(
+            manifests[0],
+            writer=__version__,
+            text_bytes=text_bytes,
+            source=_common_source(manifests),
+            groups=tuple(container.groups),
+            embedder=embedder,
+            abridged="; ".join(dict.fromkeys(m.abridged for m in manifests if m.abridged))[:MAX_ABRIDGED]
+            or None,
+        )
+        container.finish(merged)
+        return PackSummary(records, merged.parts, merged.blocks, text_bytes, file.size)
+
+
+def _check_alike(first: Archive, other: Archive) -> None:
+    """Raises UsageError unless a reader can take the groups of both for those of one archive."""
+    mine, its = first.manifest, other.manifest
+    if its.version != FORMAT_VERSION:
+        raise UsageError(f"{other.path}: is of format {its.version}, an older one; pack its source again")
+    for name, called in _SAME:
+        if getattr(mine, name) != getattr(its, name):
+            its_own, own = (_said(getattr(manifest, name)) for manifest in (its, mine))
+            raise UsageError(
+                f"{other.path}: has another {called} than {first.path} ({its_own}, not {own});"
+                " what is merged has to be packed alike"
+            )
+    if (mine.embedder is None) != (its.embedder is None) or (
+        mine.embedder is not None
+        and its.embedder is not None
+        and (replace(mine.embedder, section=its.embedder.section), mine.embedder.section.crc)
+        != (its.embedder, its.embedder.section.crc)
+    ):
+        raise UsageError(
+            f"{other.path}: its search codes have another codebook than those of {first.path}, as each"
+            " archive of one's own embedder has; pack all records into one"
+        )
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return str(value)[:16]
+
+
+def _common_source(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """What all say of where the records came from, but for its name; nothing unless it still holds of all."""
+    named, *others = ({k: v for k, v in m.source.items() if k != "name"} for m in manifests)
+    if len(manifests) == 1:
+        return manifests[0].source
+    alike = all(other == named for other in others)
+    return named if alike and named.get("kind") in _ORIGINS else {}
+
+
+def _copy_group(container: Container, archive: Archive, number: int, first: int, known: KnownIds) -> int:
+    """One group behind the records that are there, `first` of them; returns how many it has."""
+    store, group = archive._store, archive.manifest.groups[number]
+    own = store.tables(number)[1].own_ids(0, group.records)
+    # Where records have ids of their own, those that happen to be their numbers are such, too.
+    if group.named or "id_column" in archive.source:
+        names = store.names(number, 0, group.records)
+        own = [None if name == str(first + i) else name for i, name in enumerate(names)]
+    try:
+        named = known.add(own, first)
+    except InputError as error:
+        raise InputError(f"{archive.path}: {error}") from error
+    moved = first != store.first_records[number]
+    for section in group.sections.values():
+        if section.kind != ROWS or not moved:
+            container.add_section(section.kind, store.read_chunks(section))
+    if moved:
+        rows = store.read_section(group.sections[ROWS]) if ROWS in group.sections else None
+        changed = with_ids(rows, group.records, own if named else None)
+        if changed is not None:
+            container.add_section(ROWS, [changed])
+    container.end_group(group.records, group.parts, group.blocks, named)
+    return group.records
