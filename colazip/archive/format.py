@@ -151,7 +151,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
     }
     packed = msgpack.packb(
         {
-            "format": FORMAT_VERSION,
+            "format": manifest.version,
             "writer": manifest.writer,
             "codec": {"id": manifest.codec_id, "name": manifest.codec_name},
             "layers": list(manifest.layers),

@@ -74,7 +74,7 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
             "pack the source again without the layer search"
         )
     with AtomicFile(out, overwrite) as file:
-        container = Container(file)
+        container = Container(file, archive.manifest.version)
         for group in archive.manifest.groups:
             for section in group.sections.values():
                 if section.kind == BLOCKS:

@@ -16,7 +16,8 @@ import numpy as np
 from colazip.archive.blocks import dump_blocks
 from colazip.archive.format import (
     BLOCKS,
-    HEADER,
+    FORMAT_VERSION,
+    MAGIC,
     MAX_MANIFEST_BYTES,
     ROWS,
     Group,
@@ -104,13 +105,13 @@ def pack(
 
 
 class Container:
-    """Sections and manifest to a file."""
+    """Sections and manifest to a file. version: of the format that they are of."""
 
-    def __init__(self, file: AtomicFile) -> None:
+    def __init__(self, file: AtomicFile, version: int = FORMAT_VERSION) -> None:
         self.groups: list[Group] = []
         self._file = file
         self._sections: dict[str, Section] = {}
-        file.write(HEADER)
+        file.write(MAGIC + bytes([version]))
 
     def add_section(self, kind: str, chunks: Iterable[bytes | memoryview]) -> Section:
         """Write one section of the group under way."""
