@@ -14,6 +14,7 @@ from colazip.archive.snippets import Passage, read_matches, read_passages
 from colazip.errors import UsageError
 from colazip.fusion import depth, fuse
 from colazip.layers import SEARCH
+from colazip.vectors import read_codes, scaled
 
 if TYPE_CHECKING:
     from colazip.archive.reader import Archive
@@ -47,14 +48,43 @@ def find(
     """What `Archive.search` does."""
     if not isinstance(query, str):
         raise UsageError(f"a query is a text, not {type(query).__name__}")
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise UsageError(f"k must be a number of hits, at least 1, not {k!r}")
+    _check_count(k)
     mode = choose_mode(archive, mode, group)
     allowed = None if where is None else passing(archive._store, where)
     query = query.encode("utf-8", "replace").decode()
     if not query.strip() or not len(archive) or (allowed is not None and not allowed.any()):
         return []
-    found = _BY_MODE[mode](archive, query, k, allowed, group)
+    return _hits(archive, _BY_MODE[mode](archive, query, k, allowed, group), query, snippets)
+
+
+def find_like(archive: Archive, id: str, k: int, where: str | None, *, snippets: bool) -> list[Hit]:
+    """What `Archive.similar` does."""
+    _check_count(k)
+    archive._need(SEARCH)
+    group, row = archive._locate(id)
+    ordinal = archive._store.first_records[group] + row
+    allowed = None if where is None else passing(archive._store, where)
+    index, parts = archive._index()
+    places = np.flatnonzero(index.owners == ordinal)
+    if not len(places):
+        raise UsageError(
+            f"record {id!r} has no search code: it is no text to the model, so nothing is like it"
+        )
+    passages = scaled(read_codes(index.codes[places], archive._search_codec().codebook))
+    vector = scaled(passages.sum(0, keepdims=True))[0]
+    positions, scores = index.search(vector, k + 1, allowed)
+    others = np.flatnonzero(index.owners[positions] != ordinal)[:k]
+    positions, scores = positions[others], scores[others]
+    records = index.owners[positions].astype(np.int64)
+    return _hits(archive, Found(records, positions, parts[positions], scores, {COSINE: scores}), "", snippets)
+
+
+def _check_count(k: int) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UsageError(f"k must be a number of hits, at least 1, not {k!r}")
+
+
+def _hits(archive: Archive, found: Found, query: str, snippets: bool) -> list[Hit]:
     passages = _passages(archive, found, query) if snippets else [Passage("", "", None)] * len(found.parts)
     hits = []
     for at, (record, passage) in enumerate(zip(map(int, found.records), passages, strict=True)):

@@ -332,6 +332,15 @@ class Archive:
 
         return find(self, query, k, mode, where, group=group, snippets=snippets)
 
+    def similar(self, id: str, k: int = 10, where: str | None = None, *, snippets: bool = True) -> list[Hit]:
+        """The k other records nearest in meaning to one, nearest first, by the stored codes: nothing is
+        embedded. A long record goes by the mean of its passages, the others by their nearest ones. where,
+        snippets: as of `search`. Raises RecordNotFoundError, and UsageError for a record without a code.
+        """
+        from colazip.archive.find import find_like
+
+        return find_like(self, id, k, where, snippets=snippets)
+
     def build_index(
         self,
         *,

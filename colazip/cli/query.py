@@ -103,7 +103,8 @@ def list_ids(archive: str, where: str | None, as_json: bool, console: Console) -
 
 @click.command()
 @click.argument("archive")
-@click.argument("query")
+@click.argument("query", required=False)
+@click.option("--like", metavar="ID", help="In place of QUERY: find the records nearest to this one.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits at most.")
 @click.option(
     "--mode",
@@ -119,7 +120,8 @@ def list_ids(archive: str, where: str | None, as_json: bool, console: Console) -
 @console_options
 def search(
     archive: str,
-    query: str,
+    query: str | None,
+    like: str | None,
     k: int,
     mode: str | None,
     where: str | None,
@@ -137,10 +139,19 @@ def search(
     Records that are no text to the model (binary, scripts it never saw) have no vector and are not found by
     meaning.
     """
-    if not query.strip():
+    if (query is None) == (like is None):
+        raise UsageError("give a query, or a record with --like")
+    if query is not None and not query.strip():
         raise UsageError("the query is empty; give some words")
+    if like is not None and (mode not in (None, "semantic") or passages):
+        raise UsageError("--like finds records by meaning; leave out --mode and --passages")
     with open_archive(archive, model) as opened:
-        hits = opened.search(query, k, mode, where, group=not passages, snippets=not no_snippets)
+        if like is not None:
+            if like not in opened:
+                raise RecordNotFoundError(f"{archive}: no record {like!r}; it has {_known_ids(opened)}")
+            hits = opened.similar(like, k, where, snippets=not no_snippets)
+        else:
+            hits = opened.search(query or "", k, mode, where, group=not passages, snippets=not no_snippets)
     if as_json:
         write_json(
             [

@@ -173,3 +173,14 @@ def test_merge(run: Run, fails: Callable[..., str], tmp_path: Path) -> None:
     assert (tmp_path / "x.cola").read_bytes() == (tmp_path / "all.cola").read_bytes()
     assert "missing.cola" in fails("merge", "x.cola", "missing.cola", "-o", "c.cola")
     assert not (tmp_path / "c.cola").exists() and not (tmp_path / "twice.cola").exists()
+
+
+def test_search_for_records_like_one(run: Run, fails: Callable[..., str]) -> None:
+    outcome = run("search", "a.cola", "--like", "boat", "-k", "1", "--json")
+    (hit,) = json.loads(outcome.out)
+    assert outcome.code == 0 and hit["id"] in ("bread", "café") and set(hit["scores"]) == {"cosine"}
+    assert "give a query" in fails("search", "a.cola", code=2)
+    assert "give a query" in fails("search", "a.cola", "x", "--like", "boat", code=2)
+    assert "leave out --mode" in fails("search", "a.cola", "--like", "boat", "--mode", "lexical", code=2)
+    assert "no record 'x'" in fails("search", "a.cola", "--like", "x")
+    assert "no search code" in fails("search", "a.cola", "--like", "bin", code=2)

@@ -478,6 +478,34 @@ def test_search(tmp_path: Path) -> None:
             archive.search("cat", k=0)
 
 
+def test_similar_records(tmp_path: Path) -> None:
+    path = tmp_path / "a.cola"
+    tales = [
+        f"the {animal} sat on the {place}" for animal in ("cat", "dog", "owl") for place in ("mat", "bed")
+    ]
+    others = [f"stock markets fell by {n} points on monday" for n in range(6)]
+    long = " ".join(["the cat sat on the mat."] * 9000)
+    records = [Record(t.encode(), f"r{i}", {"n": i}) for i, t in enumerate(tales + others)]
+    pack(path, [*records, Record(long.encode(), "long"), Record(RAW[0], "raw")])
+    with Archive(path, CODEC) as archive:
+        hits = archive.similar("r0", 6)
+        assert {hit.id for hit in hits} == {"long", *(f"r{i}" for i in range(1, 6))}
+        assert hits[0].score >= hits[-1].score and hits[0].snippet.split()[0] == "the"
+        assert {hit.id for hit in archive.similar("long", 6)} == {f"r{i}" for i in range(6)}
+        assert all(hit.metadata["n"] >= 6 for hit in archive.similar("r6", 9, where="n >= 6", snippets=False))
+        assert len(archive.similar("r6", 9, where="n >= 6")) == 5
+        assert len(archive.similar("r0", 1000)) == len(records)  # all others that have a code
+        with pytest.raises(UsageError, match="no search code"):
+            archive.similar("raw")
+        with pytest.raises(RecordNotFoundError):
+            archive.similar("r99")
+        with pytest.raises(UsageError, match="k must be"):
+            archive.similar("r0", 0)
+    pack(path, ["no codes"], layers=[GIST], overwrite=True)
+    with Archive(path, CODEC) as archive, pytest.raises(MissingLayerError):
+        archive.similar("0")
+
+
 def test_source(tmp_path: Path) -> None:
     source = {"files": ["a", "b"], "n": 1.5, "none": None, "deep": {"ü": [True]}}
     pack(tmp_path / "a.cola", [], source=source)

@@ -68,6 +68,7 @@ def test_without_the_embedder_all_but_search_works(tmp_path: Path) -> None:
     pack(path)
     with Archive(path, PlainCodec()) as archive:
         assert archive.get("3").decode() == TEXTS[3]
+        assert {hit.id for hit in archive.similar("3", 2)} == {"9", "15"}  # the others about its topic
         archive.verify()
         with pytest.raises(UsageError, match=r"'words' \(24 floats\); open it with .*embedder"):
             archive.search("tea")

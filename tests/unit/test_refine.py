@@ -234,3 +234,12 @@ def test_forged_descriptions(path: Path, change: dict) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with Archive(path, CODEC) as archive, pytest.raises(SearchIndexError, match="rebuild"):
         archive.search("boat")
+
+
+def test_similar_records_by_finer_vectors(path: Path) -> None:
+    with Archive(path, CODEC) as archive:
+        assert isinstance(archive._index()[0], RefinedIndex)
+        for id in ("r3", "r29"):
+            hits = archive.similar(id, 5)
+            assert id not in {hit.id for hit in hits} and len(hits) == 5
+            assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
