@@ -247,7 +247,10 @@ class Codec:
             yield compiled
             return
         if few and (self._implementation or "torch" not in sys.modules):
-            yield self.model.portable
+            from colazip.nn.portable import one_thread
+
+            with one_thread():
+                yield self.model.portable
             return
         import torch
 

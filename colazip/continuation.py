@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colazip.memory import ORDERS, BlockMemory
+from colazip.nn.portable import one_thread
 
 if TYPE_CHECKING:
     from colazip.pretrained import Model
@@ -55,15 +56,16 @@ def fill_in(
     """
     rng = np.random.default_rng(seed)
     writer = _Writer(model, tokens, detail, candidates, side)
-    for at in range(len(tokens)):
-        if writer.heard == HEARD or (missing[at] and writer.heard):
-            writer.choose()
-        writer.look(at)
-        if missing[at]:
-            writer.draw(temperature, rng)
-        else:
-            writer.hear()
-    writer.choose()
+    with one_thread():
+        for at in range(len(tokens)):
+            if writer.heard == HEARD or (missing[at] and writer.heard):
+                writer.choose()
+            writer.look(at)
+            if missing[at]:
+                writer.draw(temperature, rng)
+            else:
+                writer.hear()
+        writer.choose()
     gist, net = writer.gist, model.portable
     where = net.is_open(gist, detail) & missing
     drawn = gist[0].copy()

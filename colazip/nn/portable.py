@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from colazip.config import EncoderConfig, ModelConfig, StackConfig
 from colazip.entropy import StreamDecoder
@@ -117,6 +119,16 @@ def float_product(weight: np.ndarray) -> Product:
     """The product with int8 [M, K] by NumPy's BLAS."""
     matrix = np.ascontiguousarray(weight.astype(_F).T)
     return lambda q: q @ matrix
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Products of BLAS on one thread while this is entered, in the whole process.
+
+    Those of few rows gain little from more threads, which wait for each other at each of thousands of
+    operations; beside another busy process that took ten times as long.
+    """
+    controller: AbstractContextManager[object] = ThreadpoolController().limit(limits=1, user_api="blas")
+    return controller
 
 
 class Weights:

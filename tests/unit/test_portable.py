@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from colazip.codec import Codec
 from colazip.config import ModelConfig
@@ -207,3 +208,14 @@ def test_tensors_that_do_not_fit_are_refused(model: Model, tmp_path: Path, chang
     save_file(tensors, tmp_path / "weights.safetensors", metadata={"id": identity})
     with pytest.raises(ModelError, match=r"weights\.safetensors"):
         load(tmp_path)
+
+
+def test_products_on_one_thread() -> None:
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = threads()
+    assert before
+    with portable.one_thread():
+        assert set(threads()) == {1}
+    assert threads() == before
