@@ -416,6 +416,13 @@ def with_coder(model: Model, vae: TextVAE, name: str, dictionary: bytes | None) 
     return Model(identity, config, model.tokenizer, tensors, dictionary, model.axes)
 
 
+def with_prior(model: Model, prior: DiT | EntryDiT) -> Model:
+    """The same model, with the same id, with another prior of the same shapes: archives don't know it."""
+    own = {key: np.ascontiguousarray(value.cpu().numpy()) for key, value in _export_prior(prior).items()}
+    kept = {key: value for key, value in model.tensors.items() if not key.startswith("prior.")}
+    return Model(model.id, model.config, model.tokenizer, {**kept, **own}, model.dictionary, model.axes)
+
+
 def thawed(model: Model) -> TextVAE:
     """Its coding networks with weights that can be trained, which stand for what the shipped ones do."""
     return _coder(model, trainable=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,6 +48,7 @@ from colazip.errors import UsageError
     show_default=True,
     help="Peak learning rate.",
 )
+@click.option("--prior", is_flag=True, help="Train the diffusion prior in place of the coding networks.")
 @model_options
 @console_options
 def tune(
@@ -57,6 +60,7 @@ def tune(
     steps: int,
     patches: int,
     rate: float,
+    prior: bool,
     device: str,
     resume: bool,
     model: str | None,
@@ -68,6 +72,9 @@ def tune(
     600 steps see 3.7 million tokens and take ten to fifteen minutes on two cores. Archives are then packed,
     and have to be read, with --model DIR/model. Tokenizer and search stay those of the model that was there.
     A killed run goes on with --resume.
+
+    --prior trains what regenerate draws from with --by prior. It decides nothing of what is stored: the model
+    keeps its id, and reads the same archives.
     """
     from colazip.pretrained import load
     from colazip.train import tune as tuning
@@ -76,10 +83,13 @@ def tune(
     if not math.isfinite(rate):
         raise UsageError(f"--rate {rate}: must be a number")
     base = load(model)
+    learn: Callable[..., str] = partial(
+        tuning.tune, base, tuning.schedule(steps, patches, rate, base.config.details)
+    )
+    if prior:
+        learn = partial(tuning.tune_prior, base, tuning.prior_schedule(steps, patches, rate))
     with hushed(console):
-        identity = tuning.tune(
-            base,
-            tuning.schedule(steps, patches, rate, base.config.details),
+        identity = learn(
             data=[Path(p) for p in data],
             validation=[Path(p) for p in validation],
             out=Path(output),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from colazip.config import ModelConfig
+from colazip.train.prior import PriorSchedule
 from colazip.train.recipes import Recipe
 from colazip.train.vae import VAESchedule
 
@@ -88,6 +89,29 @@ that model's.
 - Command: `{command}`
 
 On {figures["validation_bytes"] / 1e6:.1f} MB held out (a sample of segments, integer arithmetic):
+
+| figure | before | after |
+| --- | --- | --- |
+{table}
+"""
+
+
+def render_tuned_prior(
+    config: ModelConfig, schedule: PriorSchedule, figures: dict[str, Any], command: str, text: str
+) -> str:
+    """Markdown of the card of a model whose prior `colazip tune` trained on. text: what it learned from."""
+    before, after = figures["before"], figures["prior"]
+    table = "\n".join(f"| {name} | {before[name]:.3f} | {after[name]:.3f} |" for name in after)
+    return f"""# {config.name}
+
+A model for use with colazip: model {figures["tuned_from"]}, whose diffusion prior went on learning. All else
+is as it was, so it reads that model's archives and writes the same.
+
+- Text: {text}.
+- Steps: {schedule.steps} of {schedule.patches} patches.
+- Command: `{command}`
+
+On what was held out:
 
 | figure | before | after |
 | --- | --- | --- |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,17 +124,50 @@ def _latents(
 
 
 @torch.no_grad()
-def _evaluate(
-    prior: DiT | EntryDiT, cells: TokenCells, held_out: list[Batch], schedule: PriorSchedule, patch: int
+def evaluate_prior(
+    prior: DiT | EntryDiT,
+    cells: TokenCells,
+    held_out: Sequence[Batch],
+    schedule: PriorSchedule,
+    patch: int,
+    telling: Telling | None,
 ) -> dict[str, float]:
+    """Figures on batches that were held out. told_nats: of a token that `draw_known` leaves open, with
+    `telling`, of a prior over entries."""
     torch.manual_seed(0)  # the same noise every time, so that figures compare
     latents = [_latents(cells, b, patch, prior.deviation.device) for b in held_out]
     free, told = replace(schedule, informed=0.0), replace(schedule, informed=1.0)
-    figures = {
+    losses = {
         "flow_loss": [float(flow_loss(prior, z, valid, free)) for z, valid, _ in latents],
         "informed_flow_loss": [float(flow_loss(prior, z, valid, told, known)) for z, valid, known in latents],
     }
-    return {name: float(np.mean(losses)) for name, losses in figures.items()}
+    figures = {name: float(np.mean(found)) for name, found in losses.items()}
+    if isinstance(prior, EntryDiT) and telling is not None:
+        parts = [_told(prior, batch, patch, telling) for batch in held_out]
+        figures["told_nats"] = float(sum(e for e, _ in parts)) / max(1.0, float(sum(n for _, n in parts)))
+    return figures
+
+
+def _told(prior: EntryDiT, batch: Batch, patch: int, telling: Telling) -> tuple[Tensor, Tensor]:
+    tokens, counts = to_tensors(batch, prior.deviation.device)
+    tokens = tokens.unflatten(1, (-1, patch))
+    return entry_error(prior, tokens, real_tokens(counts, tokens), telling)
+
+
+def held_out_batches(validation: TokenStore, length: int, patch: int, whole: bool) -> list[Batch]:
+    """A sample of the segments of `length` tokens. whole: of a prior that sees whole texts."""
+    own = validation.segments(length)
+    own = own[np.random.default_rng(0).permutation(len(own))[:128]]
+    own = own[np.argsort(own[:, 1] - own[:, 0], kind="stable")]
+    each = 2 if whole else 16  # beliefs over a codebook take some thousand floats a token
+    return [gather(validation, own[lo : lo + each], patch) for lo in range(0, len(own), each)]
+
+
+def telling_of(cells: TokenCells, device: torch.device) -> Telling:
+    """What training tells of a text's tokens: what gists of each detail say."""
+    everything = np.arange(len(cells.class_of))
+    said = np.stack([cells.known(cells.named(everything, d), d) for d in range(cells.details)])
+    return Telling(torch.from_numpy(said).to(device), torch.from_numpy(cells.sets()).to(device))
 
 
 def _over_entries(vae: TextVAE, cells: TokenCells, train: TokenStore) -> EntryDiT:
@@ -176,13 +210,16 @@ def train_prior(
     folder: Path,
     place: Place,
     resume: bool,
+    start: DiT | EntryDiT | None = None,
 ) -> tuple[DiT | EntryDiT, dict[str, float]]:
     """Train, or go on from `folder/checkpoint.pt`; returns the prior and its validation figures. All
-    processes of `place` call it."""
+    processes of `place` call it. start: a prior that goes on learning."""
     torch.manual_seed(schedule.seed)  # the same weights in every process
     config, cells = vae.config, token_cells(vae)
-    if config.prior_features:
-        prior: DiT | EntryDiT = _over_entries(vae, cells, train).to(place.device).train()
+    if start is not None:
+        prior: DiT | EntryDiT = copy.deepcopy(start).to(place.device).train().requires_grad_(True)
+    elif config.prior_features:
+        prior = _over_entries(vae, cells, train).to(place.device).train()
     else:
         prior = DiT.for_text(config).to(place.device).train()
     length = config.segment * config.patch
@@ -196,7 +233,7 @@ def train_prior(
         resume=resume,
         about={"stage": "prior"},
     )
-    if not resume:
+    if not resume and start is None:
         order = np.random.default_rng(schedule.seed).permutation(len(segments))
         latents, valid, _ = _latents(
             cells, gather(train, segments[order[:64]], config.patch), config.patch, place.device
@@ -206,27 +243,16 @@ def train_prior(
             values = latents[valid].unflatten(-1, (config.patch, -1)).flatten(0, 1)
             spread = values.std(0).clamp_min(1e-3).repeat(config.patch)
         prior.deviation.copy_(spread)
-    own = validation.segments(length)
-    own = own[np.random.default_rng(0).permutation(len(own))[:128]]
-    own = own[np.argsort(own[:, 1] - own[:, 0], kind="stable")]
-    each = 2 if prior.whole else 16  # beliefs over a codebook take some thousand floats a token
-    held_out = [gather(validation, own[lo : lo + each], config.patch) for lo in range(0, len(own), each)]
+    held_out = held_out_batches(validation, length, config.patch, prior.whole)
     stream = loop.stream(train, segments, patch=config.patch, patches=schedule.patches)
 
-    telling = None
-    if isinstance(prior, EntryDiT):
-        everything = np.arange(config.vocabulary)
-        said = np.stack([cells.known(cells.named(everything, d), d) for d in range(cells.details)])
-        sets = torch.from_numpy(cells.sets()).to(place.device)
-        telling = Telling(torch.from_numpy(said).to(place.device), sets)
+    telling = telling_of(cells, place.device) if isinstance(prior, EntryDiT) else None
 
     def part(index: int) -> Part:
         torch.manual_seed(schedule.part_seed(index))
         batch = next(stream)
         if isinstance(prior, EntryDiT) and telling is not None:
-            tokens, counts = to_tensors(batch, place.device)
-            tokens = tokens.unflatten(1, (-1, config.patch))
-            error, count = entry_error(prior, tokens, real_tokens(counts, tokens), telling)
+            error, count = _told(prior, batch, config.patch, telling)
             return {"loss": error, "count": count, "tokens": float(batch.counts.sum())}, batch
         latents, valid, known = _latents(cells, batch, config.patch, place.device)
         error, count = flow_error(prior, latents, valid, schedule, known)
@@ -239,6 +265,6 @@ def train_prior(
         }
 
     def validate() -> dict[str, float]:
-        return _evaluate(prior, cells, held_out, schedule, config.patch)
+        return evaluate_prior(prior, cells, held_out, schedule, config.patch, telling)
 
     return prior, loop.run(part, figures, validate) or validate()

@@ -1,4 +1,4 @@
-"""`colazip tune`: a model that exists goes on learning, from somebody's own text.
+"""`colazip tune`: a model that exists goes on learning, from somebody's own text; or its prior does.
 
 Tokenizer, search head and prior stay as they are, so that search codes say what they said before and queries
 find the same passages. Coder, decoder and pointer learn the text, and the zstd dictionary is made anew where
@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -23,12 +24,20 @@ import torch
 
 from colazip.errors import InputError
 from colazip.nn.vae import TextVAE
-from colazip.pretrained import Model, thawed, with_coder, write
-from colazip.train.card import render_tuned
+from colazip.pretrained import Model, thawed, with_coder, with_prior, write
+from colazip.train.card import render_tuned, render_tuned_prior
 from colazip.train.data import TokenStore, check_start, read_texts
 from colazip.train.dictionary import smaller_dictionary, train_dictionary
 from colazip.train.distributed import joined, set_up, share_of
+from colazip.train.loop import Schedule
 from colazip.train.pipeline import last_figures, portable
+from colazip.train.prior import (
+    PriorSchedule,
+    evaluate_prior,
+    held_out_batches,
+    telling_of,
+    train_prior,
+)
 from colazip.train.side import Teller
 from colazip.train.vae import VAESchedule, evaluate, held_out_sample, train_vae
 from colazip.train.vocabulary import spread
@@ -60,6 +69,20 @@ def schedule(steps: int, patches: int, rate: float, details: int) -> VAESchedule
     )
 
 
+def prior_schedule(steps: int, patches: int, rate: float) -> PriorSchedule:
+    """How a prior goes on learning."""
+    return PriorSchedule(
+        steps,
+        warmup=max(1, min(60, steps // 10)),
+        decay_from=0.2,
+        patches=patches,
+        lr=rate,
+        muon_lr=rate,
+        evaluate_every=max(1, steps // 4),
+        save_every=100,
+    )
+
+
 def tune(
     model: Model,
     schedule: VAESchedule,
@@ -79,25 +102,15 @@ def tune(
     run began from another model.
     """
     check_start(out, (*data, *validation), resume=resume)
-    _check_folder(out, model, schedule, resume=resume)
-    read = partial(read_texts, text_column=text_column, skip_sources=skip_sources)
-    own: Texts = partial(read, data)
-    texts: Texts = own if validation else partial(_apart, own, held_out=False)
-    held: Texts = partial(read, validation) if validation else partial(_apart, own, held_out=True)
-    if next(held(), None) is None:
-        lack = "no text in what is held out" if validation else f"fewer than {HELD_OUT} pieces of text"
-        raise InputError(f"{lack}, so nothing could be judged; name more, or other text with --validation")
+    _check_folder(out, model, "vae", schedule, resume=resume)
+    texts, held = _sides(data, validation, text_column, skip_sources)
     with joined(device) as place:
         share_of(schedule.micro_batches, place)  # raises where there are several processes
         set_up(place)
-        try:
-            vae, train, held_out = _prepare(model, out, texts, held)
-        except BaseException:
-            if not resume:
-                shutil.rmtree(out, ignore_errors=True)  # it was empty, and half of a text is none
-            raise
-        about = {"tune": model.id, "vae": asdict(schedule)}
-        (out / "recipe.json").write_text(json.dumps(about, indent=2) + "\n")
+        with _all_or_nothing(out, resume):
+            vae = thawed(model)
+            train, held_out = _guessed(model, out, vae, *_stores(model, out, texts, held))
+        _begin(out, model, "vae", schedule)
         teller = Teller.of_model(model) if model.config.conditional else None
         if not (out / "before.json").exists():
             _measure(out / "before.json", vae.to(place.device), model.tokenizer.lengths, held_out, teller)
@@ -123,17 +136,101 @@ def tune(
     }
     name = model.config.name.removesuffix("-tuned") + "-tuned"
     tuned = with_coder(model, vae, name, _dictionary(model.dictionary, texts, held))
-    command = "colazip " + shlex.join(portable(sys.argv[1:]))
     write(
         out / "model",
         tuned,
-        render_tuned(tuned.config, schedule, figures, command, [p.name for p in data]),
+        render_tuned(tuned.config, schedule, figures, _command(), [p.name for p in data]),
         figures,
     )
     return tuned.id
 
 
-def _check_folder(out: Path, model: Model, schedule: VAESchedule, *, resume: bool) -> None:
+def tune_prior(
+    model: Model,
+    schedule: PriorSchedule,
+    *,
+    data: Sequence[Path],
+    out: Path,
+    validation: Sequence[Path] = (),
+    text_column: str = "text",
+    skip_sources: Sequence[str] = (),
+    device: str = "cpu",
+    resume: bool = False,
+) -> str:
+    """Train the prior of `model` on and write `out/model`, whose id is that of `model`: what is stored does
+    not depend on the prior. Arguments and errors as of `tune`."""
+    check_start(out, (*data, *validation), resume=resume)
+    _check_folder(out, model, "prior", schedule, resume=resume)
+    texts, held = _sides(data, validation, text_column, skip_sources)
+    config, cells = model.config, model.cells
+    with joined(device) as place:
+        share_of(schedule.micro_batches, place)
+        set_up(place)
+        with _all_or_nothing(out, resume):
+            train, held_out = _stores(model, out, texts, held)
+        _begin(out, model, "prior", schedule)
+        start = model.prior.to(place.device)
+        if not (out / "before.json").exists():
+            batches = held_out_batches(held_out, config.segment * config.patch, config.patch, start.whole)
+            telling = telling_of(cells, place.device) if config.prior_features else None
+            found = evaluate_prior(start, cells, batches, schedule, config.patch, telling)
+            (out / "before.json").write_text(json.dumps(found))
+        (out / "prior").mkdir(exist_ok=True)
+        prior, after = train_prior(
+            model.vae,
+            schedule,
+            train=train,
+            validation=held_out,
+            folder=out / "prior",
+            place=place,
+            resume=resume and (out / "prior" / "checkpoint.pt").exists(),
+            start=start,
+        )
+    before = json.loads((out / "before.json").read_text())
+    files = ", ".join(p.name for p in data)
+    text = f"{train.text_bytes / 1e6:.1f} MB ({len(train.tokens):,} tokens) from {files}"
+    figures = {"prior": after, "before": before, "tuned_from": model.id}
+    tuned = with_prior(model, prior)
+    write(
+        out / "model", tuned, render_tuned_prior(tuned.config, schedule, figures, _command(), text), figures
+    )
+    return tuned.id
+
+
+def _sides(
+    data: Sequence[Path], validation: Sequence[Path], text_column: str, skip_sources: Sequence[str]
+) -> tuple[Texts, Texts]:
+    """What is learned from, and what is held out. Raises InputError where nothing is."""
+    read = partial(read_texts, text_column=text_column, skip_sources=skip_sources)
+    own: Texts = partial(read, data)
+    texts: Texts = own if validation else partial(_apart, own, held_out=False)
+    held: Texts = partial(read, validation) if validation else partial(_apart, own, held_out=True)
+    if next(held(), None) is None:
+        lack = "no text in what is held out" if validation else f"fewer than {HELD_OUT} pieces of text"
+        raise InputError(f"{lack}, so nothing could be judged; name more, or other text with --validation")
+    return texts, held
+
+
+@contextmanager
+def _all_or_nothing(out: Path, resume: bool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if not resume:
+            shutil.rmtree(out, ignore_errors=True)  # it was empty, and half of a text is none
+        raise
+
+
+def _begin(out: Path, model: Model, part: str, schedule: Schedule) -> None:
+    about = {"tune": model.id, part: asdict(schedule)}
+    (out / "recipe.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _command() -> str:
+    return "colazip " + shlex.join(portable(sys.argv[1:]))
+
+
+def _check_folder(out: Path, model: Model, part: str, schedule: Schedule, *, resume: bool) -> None:
     """Raises InputError unless a run can begin in `out`, or go on as it began."""
     recipe = out / "recipe.json"
     if not resume:
@@ -142,7 +239,7 @@ def _check_folder(out: Path, model: Model, schedule: VAESchedule, *, resume: boo
         return
     try:
         began = json.loads(recipe.read_text())
-        base, settings = began["tune"], began["vae"]
+        base, settings = began["tune"], began[part]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{out}: holds no run of tune to go on with; leave out --resume") from e
     if base != model.id:
@@ -152,16 +249,22 @@ def _check_folder(out: Path, model: Model, schedule: VAESchedule, *, resume: boo
         raise InputError(f"{out}: a run with {told}; go on with the same")
 
 
-def _prepare(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TextVAE, TokenStore, TokenStore]:
-    """Networks as they begin, and the text."""
+def _stores(model: Model, out: Path, texts: Texts, held: Texts) -> tuple[TokenStore, TokenStore]:
+    """The text and what is held out."""
     out.mkdir(parents=True, exist_ok=True)
     held_out = TokenStore.build(out / "validation", held(), model.tokenizer)
-    train = TokenStore.build(out / "train", texts(), model.tokenizer)
-    vae, config = thawed(model), model.config
+    return TokenStore.build(out / "train", texts(), model.tokenizer), held_out
+
+
+def _guessed(
+    model: Model, out: Path, vae: TextVAE, train: TokenStore, held_out: TokenStore
+) -> tuple[TokenStore, TokenStore]:
+    """Both with what block memories guess."""
+    config, lengths = model.config, model.tokenizer.lengths
     named = vae.readout.named(torch.arange(config.vocabulary), 0).numpy().astype(np.uint16)
-    lengths, lane = model.tokenizer.lengths, config.segment * config.patch
+    lane = config.segment * config.patch
     held_out = held_out.guessed(out / "validation", lengths, lane, named)
-    return vae, train.guessed(out / "train", lengths, lane, named), held_out
+    return train.guessed(out / "train", lengths, lane, named), held_out
 
 
 def _apart(texts: Texts, *, held_out: bool) -> Iterator[str]:

@@ -150,6 +150,36 @@ def test_too_little_to_hold_out(tmp_path: Path) -> None:
         tuning.tune(tiny_model(), SCHEDULE, data=[few], out=tmp_path / "run")
 
 
+def test_a_prior_goes_on_learning(log: Path, tmp_path: Path) -> None:
+    """It tells such text better; what is stored stays the same, and so do id and archives."""
+    model, schedule = tiny_model(), replace(tuning.prior_schedule(40, 256, 1e-2), save_every=20)
+    out = tmp_path / "run"
+    identity = tuning.tune_prior(model, schedule, data=[log], out=out)
+    tuned = load(out / "model")
+    assert identity == tuned.id == model.id
+    figures = json.loads((out / "before.json").read_text()), tuned.prior
+    before, after = figures[0]["flow_loss"], read_figures(out)["prior"]["flow_loss"]
+    assert (
+        after < before
+        and f"| flow_loss | {before:.3f} | {after:.3f} |" in (out / "model" / "README.md").read_text()
+    )
+    for name, value in model.tensors.items():
+        assert name.startswith("prior.") or np.array_equal(value, tuned.tensors[name])
+    moved = [n for n in model.tensors if not np.array_equal(model.tensors[n], tuned.tensors[n])]
+    assert moved and len(tuned.tensors) == len(model.tensors)
+    block = [text.encode() for text in lines(5, 3)]
+    assert Codec(tuned).encode_blocks([block])[0].layers == Codec(model).encode_blocks([block])[0].layers
+    with pytest.raises(InputError, match="no run of tune"):
+        tuning.tune(model, SCHEDULE, data=[log], out=out, resume=True)
+
+
+def read_figures(out: Path) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(out / "model" / "weights.safetensors", "np") as file:
+        return json.loads(file.metadata()["figures"])
+
+
 def test_the_command(tmp_path: Path) -> None:
     write_lines(tmp_path / "log.jsonl", lines(120, 0))
     write_lines(tmp_path / "held.jsonl", lines(20, 1))
@@ -163,6 +193,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0 and not done.stdout, done.stderr
     identity = load(tmp_path / "run" / "model").id
     assert identity in done.stderr
+    prior = colazip(*common[:5], "-o", "prior", "--steps", 2, "--patches", 256, "--prior")
+    assert prior.returncode == 0 and load(tiny_folder()).id in prior.stderr, prior.stderr
     packed = colazip("pack", "held.jsonl", "-o", "a.cola", "--model", "run/model")
     assert packed.returncode == 0, packed.stderr
     blob = colazip("compress", "held.jsonl", "-o", "held.cz", "--model", "run/model")
