@@ -11,13 +11,8 @@ from torch.nn import functional
 from colazip.nn.entries import NOWHERE, EntryDiT
 
 _RUN = 4  # vectors that go missing together, in some sequences
-_STYLES = (
-    0.25,
-    0.15,
-    0.1,
-    0.25,
-    0.25,
-)  # shares of the ways in which something goes missing, see `draw_known`
+# How often what goes missing, in the order of `draw_known`.
+_STYLES = (0.25, 0.15, 0.1, 0.25, 0.25)
 
 
 @dataclass(frozen=True)
