@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from colazip.archive.format import CODEBOOK, FORMAT_VERSION, MAX_ABRIDGED, ROWS, Manifest
 from colazip.archive.output import AtomicFile
+from colazip.archive.reader import Archive
 from colazip.archive.record import PackSummary
 from colazip.archive.rows import with_ids
 from colazip.archive.writer import Container, KnownIds
 from colazip.errors import InputError, UsageError
 from colazip.version import __version__
-
-if TYPE_CHECKING:
-    from colazip.archive.reader import Archive
 
 # What one reader has to know of all groups alike, and how a person calls it.
 _SAME = (
@@ -33,30 +31,33 @@ Progress = Callable[[int, int], None]
 
 def merge(
     out: str | os.PathLike[str],
-    archives: Sequence[Archive],
+    paths: Sequence[str | os.PathLike[str]],
     overwrite: bool,
     progress: Progress | None,
 ) -> PackSummary:
-    """What `Archive.merge` does, of archives that are open."""
-    if not archives:
-        raise UsageError("no archive to merge; name one at least")
-    manifests = [archive.manifest for archive in archives]
-    for archive in archives:
-        _check_alike(archives[0], archive)
+    """What `Archive.merge` does. One archive is open at a time: there may be more than a process may open."""
+    if isinstance(paths, str | bytes | os.PathLike) or not paths:
+        raise UsageError("a merge takes a list of archives, at least one")
+    manifests = _manifests(paths)
     known = KnownIds()
     records = text_bytes = 0
     with AtomicFile(out, overwrite) as file:
         container = Container(file)
-        for archive in archives:
-            for number in range(len(archive.manifest.groups)):
-                records += _copy_group(container, archive, number, records, known)
-                if progress is not None:
-                    progress(records, text_bytes)
-            text_bytes += archive.manifest.text_bytes
         embedder = manifests[0].embedder
+        for path, manifest in zip(paths, manifests, strict=True):
+            with Archive(path) as archive:
+                if archive.manifest != manifest:
+                    raise InputError(f"{archive.path}: was changed meanwhile; merge again")
+                for number in range(len(manifest.groups)):
+                    records += _copy_group(container, archive, number, records, known)
+                    if progress is not None:
+                        progress(records, text_bytes)
+                text_bytes += manifest.text_bytes
         if embedder is not None:
-            codebook = container.add_section(CODEBOOK, archives[0]._store.read_chunks(embedder.section))
+            with Archive(paths[0]) as first:
+                codebook = container.add_section(CODEBOOK, first._store.read_chunks(embedder.section))
             embedder = replace(embedder, section=codebook)
+        abridged = "; ".join(dict.fromkeys(m.abridged for m in manifests if m.abridged))
         merged = replace(
             manifests[0],
             writer=__version__,
@@ -64,23 +65,31 @@ def merge(
             source=_common_source(manifests),
             groups=tuple(container.groups),
             embedder=embedder,
-            abridged="; ".join(dict.fromkeys(m.abridged for m in manifests if m.abridged))[:MAX_ABRIDGED]
-            or None,
+            abridged=abridged[:MAX_ABRIDGED] or None,
         )
         container.finish(merged)
         return PackSummary(records, merged.parts, merged.blocks, text_bytes, file.size)
 
 
-def _check_alike(first: Archive, other: Archive) -> None:
+def _manifests(paths: Sequence[str | os.PathLike[str]]) -> list[Manifest]:
+    """Of all, which go together. Raises UsageError, or as opening an archive does."""
+    found: list[Manifest] = []
+    for path in paths:
+        with Archive(path) as archive:
+            found.append(archive.manifest)
+            _check_alike(os.fspath(paths[0]), found[0], archive.path, archive.manifest)
+    return found
+
+
+def _check_alike(first: str, mine: Manifest, other: str, its: Manifest) -> None:
     """Raises UsageError unless a reader can take the groups of both for those of one archive."""
-    mine, its = first.manifest, other.manifest
     if its.version != FORMAT_VERSION:
-        raise UsageError(f"{other.path}: is of format {its.version}, an older one; pack its source again")
+        raise UsageError(f"{other}: is of format {its.version}, an older one; pack its source again")
     for name, called in _SAME:
         if getattr(mine, name) != getattr(its, name):
             its_own, own = (_said(getattr(manifest, name)) for manifest in (its, mine))
             raise UsageError(
-                f"{other.path}: has another {called} than {first.path} ({its_own}, not {own});"
+                f"{other}: has another {called} than {first} ({its_own}, not {own});"
                 " what is merged has to be packed alike"
             )
     if (mine.embedder is None) != (its.embedder is None) or (
@@ -90,7 +99,7 @@ def _check_alike(first: Archive, other: Archive) -> None:
         != (its.embedder, its.embedder.section.crc)
     ):
         raise UsageError(
-            f"{other.path}: its search codes have another codebook than those of {first.path}, as each"
+            f"{other}: its search codes have another codebook than those of {first}, as each"
             " archive of one's own embedder has; pack all records into one"
         )
 

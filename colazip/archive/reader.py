@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, compress, groupby
 from operator import itemgetter
@@ -172,9 +171,7 @@ class Archive:
         """
         from colazip.archive.merge import merge
 
-        with ExitStack() as stack:
-            opened = [stack.enter_context(cls(one)) for one in archives]
-            return merge(path, opened, overwrite, progress)
+        return merge(path, archives, overwrite, progress)
 
     def __enter__(self) -> Archive:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +117,24 @@ def test_what_was_not_packed_alike_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said) as caught:
             Archive.merge(tmp_path / "all.cola", [a, other])
         assert str(caught.value).startswith(str(other)) and not (tmp_path / "all.cola").exists()
-    with pytest.raises(UsageError, match="no archive"):
-        Archive.merge(tmp_path / "all.cola", [])
+    for none in ([], str(a)):
+        with pytest.raises(UsageError, match="list of archives"):
+            Archive.merge(tmp_path / "all.cola", none)
     with pytest.raises(UsageError, match="older one"):
         Archive.merge(tmp_path / "all.cola", [Path(__file__).parents[1] / "golden" / "archive-v1.cola"])
+
+
+def test_more_than_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    paths = [pack(tmp_path / f"{i}.cola", [f"text {i}"]) for i in range(40)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
+    try:
+        with merged(tmp_path, *paths) as archive:
+            assert [record.data for record in archive] == [f"text {i}".encode() for i in range(40)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_damage_stops_it(tmp_path: Path) -> None:
