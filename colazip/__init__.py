@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from colazip.pool import PooledCodec as PooledCodec
     from colazip.prior import Prior as Prior
     from colazip.sampling import Sampling as Sampling
+    from colazip.stream import compress_stream as compress_stream
+    from colazip.stream import decompress_stream as decompress_stream
 
 _WHERE = {
     "Archive": "colazip.archive:Archive",
@@ -39,7 +41,9 @@ _WHERE = {
     "Record": "colazip.archive:Record",
     "Sampling": "colazip.sampling:Sampling",
     "compress": "colazip.oneshot:compress",
+    "compress_stream": "colazip.stream:compress_stream",
     "decompress": "colazip.oneshot:decompress",
+    "decompress_stream": "colazip.stream:decompress_stream",
     "open": "colazip.archive:open_archive",
 }
 
@@ -54,7 +58,9 @@ __all__ = [
     "Sampling",
     "__version__",
     "compress",
+    "compress_stream",
     "decompress",
+    "decompress_stream",
     "open",
 ]
 

@@ -15,15 +15,22 @@ SECONDS_BETWEEN = 0.1
 class Progress:
     """Context manager; call it with (records, text bytes) done so far. Erases its line at the end.
 
-    fraction: asked at each update for the part done, 0 to 1, or None where the end isn't known.
+    fraction: asked at each update for the part done, 0 to 1, or None where the end isn't known. counted:
+    whether there are records.
     """
 
     def __init__(
-        self, console: Console, label: str, fraction: Callable[[], float | None] | None = None
+        self,
+        console: Console,
+        label: str,
+        fraction: Callable[[], float | None] | None = None,
+        *,
+        counted: bool = True,
     ) -> None:
         self.shown = not console.quiet and sys.stderr.isatty()
         self.label = label
         self.fraction = fraction
+        self.counted = counted
         self.started = self.last = time.monotonic()
         self.width = 0
         self.records = 0
@@ -44,7 +51,8 @@ class Progress:
 
     def _line(self, records: int, text_bytes: int, seconds: float) -> str:
         speed = size(text_bytes / seconds) if seconds else "-"
-        line = f"{self.label}  {amount(records, 'record')}  {size(text_bytes)}  {speed}/s"
+        count = f"  {amount(records, 'record')}" if self.counted else ""
+        line = f"{self.label}{count}  {size(text_bytes)}  {speed}/s"
         done = self.fraction() if self.fraction else None
         if not done:
             return line
