@@ -43,17 +43,19 @@ def continue_tokens(
         prior.finish(known[:, lo : lo + prior.block], start, past)
         start += prior.block
     wanted = -(-count // vae.config.patch)
-    blocks = [known]
-    for _ in range(-(-wanted // prior.block)):
+    blocks, more = [known], -(-wanted // prior.block)
+    for left in reversed(range(more)):
         shape = len(prefix), prior.block, known.shape[-1]
         x = torch.randn(shape, generator=noise, device=prefix.device)
         for i in range(steps):
             x = x + _velocity(prior, x, i / steps, start, past, guidance) / steps
-        prior.finish(x, start, past)
+        if left:
+            prior.finish(x, start, past)
         start += prior.block
         blocks.append(x)
     latents = torch.cat(blocks, 1) * vae.scale + vae.shift
-    return vae.decoder(latents)[:, prefix.shape[1] :].argmax(-1)[:, :count]
+    states = vae.decoder.states(latents)[:, prefix.shape[1] :][:, :count]
+    return vae.decoder.head(states).argmax(-1)
 
 
 def _velocity(
