@@ -38,7 +38,7 @@ from colazip.layers import GIST, SEARCH
 
 DROPPED = (0.15, 0.30, 0.50)
 SHARES = (1 / 2, 1 / 3, 1 / 4, 1 / 8, 1 / 16, 1 / 32)  # of the words of a long text, in a brief
-PRICES = (12, 9.6, 8)  # bits that a token which reads right may cost
+PRICES = (12, 11.2, 9.6, 8)  # bits that a token which reads right may cost
 _LONG = 1000  # bytes
 _BESIDE = ", and search codes"
 

@@ -17,7 +17,7 @@ import numpy as np
 from colazip.brief import WORD
 
 LOWEST, HIGHEST = 1.0, 100.0  # prices that can be asked for
-ROUNDS = 3
+ROUNDS = 5
 LEAST = 0.5  # of the tokens of a text is kept at least
 
 # Bits that a gap costs where it has not been tried: fewer before a unit that is hard to foresee anyway.
