@@ -366,11 +366,12 @@ def measure(
         tables["denoise"] = denoising(sample, frequency, options)
     if "fill" in parts:
         tables["fill"] = filling(sample, options, frequency)
-    judge = KneserNey([t.tolist() for t in judged], vocabulary)
-    if "continue" in parts:
-        tables["continue"], samples = continuing(sample, options, judge, frequency, tokens)
-    if "strength" in parts:
-        tables["strength"] = varying(sample, options, judge)
+    if not {"continue", "strength"}.isdisjoint(parts):
+        judge = KneserNey([t.tolist() for t in judged], vocabulary)
+        if "continue" in parts:
+            tables["continue"], samples = continuing(sample, options, judge, frequency, tokens)
+        if "strength" in parts:
+            tables["strength"] = varying(sample, options, judge)
     if "score" in parts:
         tables["score"] = scoring(sample, draws)
     return Report(tables, samples)
