@@ -84,15 +84,17 @@ def write_records(
     detail: int | None = None,
     missing: float = 0.0,
     options: Sampling | None = None,
+    where: str | None = None,
 ) -> int:
     """Write every record as `plan` says; returns how many. Nothing appears under the name unless all is well.
 
     layer: EXACT, or GIST for the approximate reading. denoise, detail, missing, options: of the latter,
-    as `Archive.gists` takes them. Raises ColazipError or OSError.
+    as `Archive.gists` takes them. where: only records whose metadata pass, as in `Archive.search`. Raises
+    ColazipError or OSError.
     """
     if layer not in (EXACT, GIST):
         raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
-    records = _Counted(_read(archive, layer, denoise, detail, missing, options), progress)
+    records = _Counted(_read(archive, layer, denoise, detail, missing, options, where), progress)
     if plan.format == FILES:
         with new_folder(plan.path or "", overwrite) as folder:
             for record in records:
@@ -137,6 +139,7 @@ def _read(
     detail: int | None,
     missing: float,
     options: Sampling | None,
+    where: str | None,
 ) -> Iterator[Record]:
     if denoise and layer != GIST:
         raise UsageError("only the gist can be denoised; add --from gist")
@@ -148,10 +151,10 @@ def _read(
         elif GIST in archive.layers:
             other = "read the gist with --from gist"
         raise MissingLayerError(f"{archive.path}: has no layer {layer} (it has {held}); {other}")
-    if layer == EXACT:
-        yield from archive
+    if not denoise:
+        yield from archive.records(where=where, layer=layer)
         return
-    for key, reading in archive.gists(denoise, detail, missing, options):
+    for key, reading in archive.gists(denoise, detail, missing, options, where=where):
         yield Record(reading.encode("utf-8", "surrogatepass"), key, archive.metadata(key))
 
 

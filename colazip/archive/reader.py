@@ -6,16 +6,17 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, compress, groupby
-from operator import itemgetter
+from itertools import accumulate, compress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import pyarrow as pa
 
 from colazip.archive.blocks import BlockTable
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
+from colazip.archive.selection import Places, Run, chosen_rows, stream
 from colazip.archive.snippets import Passage
 from colazip.archive.store import Store
 from colazip.embedder import Embedder, Encode, as_embedder
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _ROWS = 4096  # whose metadata is read at once
-Places = Sequence[tuple[int, int]]  # group and block in it
+_BATCH_ROWS = 1024
 
 _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
 
@@ -213,8 +214,35 @@ class Archive:
 
     def __iter__(self) -> Iterator[Record]:
         """Records in order, exact, in bounded memory."""
-        self._need_text()
-        for group, start, parts in self._stream(self._decode, OF_TEXT):
+        return self.records()
+
+    def records(
+        self, start: int = 0, stop: int | None = None, *, where: str | None = None, layer: str = EXACT
+    ) -> Iterator[Record]:
+        """Records in order, in bounded memory: those that `start` and `stop` cut out as they would of a list,
+        and of them, with `where`, those whose metadata pass, as in `search`. Blocks without one of them are
+        not decoded.
+
+        layer: EXACT for the exact bytes, GIST for the approximate reading, in UTF-8 ("surrogatepass"). Raises
+        UsageError for another layer or a filter that can't be read, MissingLayerError where the archive
+        has not that layer.
+        """
+        if layer not in (EXACT, GIST):
+            raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+        if layer == EXACT:
+            self._need_text()
+        else:
+            self._need(GIST)
+        span = range(len(self))[start:stop]
+        if layer == GIST:
+            return (
+                Record("".join(parts).encode("utf-8", "surrogatepass"), name, metadata)
+                for name, metadata, parts in self._read(self._read_gist, OF_READING, span, where)
+            )
+        return self._exact_records(span, where)
+
+    def _exact_records(self, span: range, where: str | None) -> Iterator[Record]:
+        for group, start, parts in self._stream(self._decode, OF_TEXT, span, where):
             table, rows = self._store.tables(group)
             if self.manifest.version > 1 and not _offsets_hold(table, rows.parts(start)[0], parts):
                 raise FormatError(f"{self.path}: damaged: a block table lies about where its text belongs")
@@ -223,36 +251,70 @@ class Archive:
             for name, record_parts, values in zip(names, parts, metadata, strict=True):
                 yield Record(b"".join(record_parts), name, values)
 
-    def ids(self, where: str | None = None) -> Iterator[str]:
-        """Ids in order; decodes nothing. where: only of records whose metadata pass, as in `search`. Raises
-        UsageError for a filter that can't be read."""
-        return self._passing(self._ids(), where)
+    def ids(self, where: str | None = None, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        """Ids in order; decodes nothing. where: only of records whose metadata pass, as in `search`; start,
+        stop: as of `records`. Raises UsageError for a filter that can't be read."""
+        return self._ids(chosen_rows(self._store, range(len(self))[start:stop], where))
 
-    def _ids(self) -> Iterator[str]:
-        for group, info in enumerate(self.manifest.groups):
-            if info.named:
-                yield from self._store.names(group, 0, info.records)
+    def _ids(self, chosen: Iterable[tuple[int, Sequence[int]]]) -> Iterator[str]:
+        for group, rows in chosen:
+            if self.manifest.groups[group].named:
+                names = self._store.names(group, rows[0], rows[-1] + 1)
+                yield from (names[row - rows[0]] for row in rows)
             else:
                 first = self._store.first_records[group]
-                yield from map(str, range(first, first + info.records))
+                yield from (str(first + row) for row in rows)
 
-    def rows(self, where: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(
+        self, where: str | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """(id, metadata) in order, as `ids` has them."""
-        return self._passing(zip(self._ids(), self._metadata(), strict=True), where)
+        return self._rows(chosen_rows(self._store, range(len(self))[start:stop], where))
 
-    def _passing(self, every: Iterator[_T], where: str | None) -> Iterator[_T]:
-        """Of what there is one of for each record, in order, that of the records that a filter lets pass."""
-        if where is None:
-            return every
-        from colazip.archive.filters import passing
+    def _rows(self, chosen: Iterable[tuple[int, Sequence[int]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for group, rows in chosen:
+            table = self._store.tables(group)[1]
+            for at in range(0, len(rows), _ROWS):
+                some = rows[at : at + _ROWS]
+                wanted = np.zeros(some[-1] + 1 - some[0], dtype=bool)
+                wanted[np.asarray(some) - some[0]] = True
+                every = zip(
+                    self._store.names(group, some[0], some[-1] + 1),
+                    table.metadata(some[0], some[-1] + 1),
+                    strict=True,
+                )
+                yield from compress(every, wanted)
 
-        return compress(every, passing(self._store, where))
+    def metadata_types(self) -> Iterator[tuple[str, pa.DataType | None]]:
+        """(key, type of its values) for each key of metadata in each group of rows; None where Arrow has no
+        type for them all."""
+        for group in range(len(self.manifest.groups)):
+            yield from self._store.tables(group)[1].types()
 
-    def _metadata(self) -> Iterator[dict[str, Any]]:
-        for group, info in enumerate(self.manifest.groups):
-            rows = self._store.tables(group)[1]
-            for start in range(0, info.records, _ROWS):
-                yield from rows.metadata(start, min(start + _ROWS, info.records))
+    def to_arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        where: str | None = None,
+        layer: str = EXACT,
+        batch_rows: int = _BATCH_ROWS,
+        binary: bool = False,
+    ) -> pa.RecordBatchReader:
+        """Records as Arrow record batches, decoded while they are read: for pandas, Polars, DuckDB, Parquet.
+
+        columns: as `colazip unpack` names them in a table, and `id`; None for all of them. Without the text
+        nothing is decoded. start, stop, where, layer: as of `records`. batch_rows: at most, fewer where
+        texts are long. binary: the text as bytes, for archives of records that are not UTF-8. Raises
+        UsageError for a column that is not there; reading raises as `records` does, and InputError for a
+        text that is not UTF-8.
+        """
+        from colazip.arrow import batches, columns_of
+
+        chosen = columns_of(self, columns, binary=binary)
+        found = batches(self, chosen, start=start, stop=stop, where=where, layer=layer, rows=batch_rows)
+        return pa.RecordBatchReader.from_batches(chosen.schema, found)
 
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and self._store.find(id) is not None
@@ -279,8 +341,10 @@ class Archive:
         detail: int | None = None,
         missing: float = 0.0,
         options: Sampling | None = None,
+        *,
+        where: str | None = None,
     ) -> Iterator[tuple[str, str]]:
-        """(id, reading of the gist) in order, in bounded memory.
+        """(id, reading of the gist) in order, in bounded memory; where: only of records whose metadata pass.
 
         denoise: let the prior help to read what the gist leaves open, as `options` say; with `detail` as if
         the gist had been written with that, with `missing` as if that share of its patches were lost, evenly
@@ -290,9 +354,8 @@ class Archive:
         read: Callable[[Places, Sequence[str]], list[list[str]]] = self._read_gist
         if denoise:
             read = partial(self._read_denoised, detail=detail, missing=missing, options=options)
-        for group, start, parts in self._stream(read, OF_READING):
-            names = self._store.names(group, start, start + len(parts))
-            yield from zip(names, map("".join, parts), strict=True)
+        for name, _, parts in self._read(read, OF_READING, where=where):
+            yield name, "".join(parts)
 
     def metadata(self, id: str) -> dict[str, Any]:
         """The metadata of one record."""
@@ -553,33 +616,29 @@ class Archive:
         return in_batches(places, self._model().read_batch)
 
     def _stream(
-        self, decode: Callable[[Places, Sequence[str]], list[list[_T]]], layers: Sequence[str]
-    ) -> Iterator[tuple[int, int, list[list[_T]]]]:
-        """All records in order: (group, first row, the parts of each record), a batch of blocks at a time."""
-        groups = self.manifest.groups
-        every = ((group, block) for group, info in enumerate(groups) for block in range(info.blocks))
-        waiting: list[_T] = []
-        last_group, row = -1, 0
-        for batch in self._batches(every):
-            decoded = iter(decode(batch, layers))
-            for group, places in groupby(batch, key=itemgetter(0)):
-                if group != last_group:
-                    waiting, last_group, row = [], group, 0
-                for _ in places:
-                    waiting += next(decoded)
-                _, rows = self._store.tables(group)
-                done: list[list[_T]] = []
-                taken = 0
-                while row + len(done) < groups[group].records:
-                    first, last = rows.parts(row + len(done))
-                    if taken + last - first > len(waiting):
-                        break
-                    done.append(waiting[taken : taken + last - first])
-                    taken += last - first
-                del waiting[:taken]
-                if done:
-                    yield group, row, done
-                row += len(done)
+        self,
+        decode: Callable[[Places, Sequence[str]], list[list[_T]]],
+        layers: Sequence[str],
+        span: range | None = None,
+        where: str | None = None,
+    ) -> Iterator[Run[_T]]:
+        """Records in order, (group, first row, the parts of each record), a batch of blocks at a time. span:
+        their ordinals, None for all. where: only those whose metadata pass."""
+        chosen = chosen_rows(self._store, range(len(self)) if span is None else span, where)
+        return stream(self._store, chosen, self._batches, lambda places: decode(places, layers))
+
+    def _read(
+        self,
+        decode: Callable[[Places, Sequence[str]], list[list[_T]]],
+        layers: Sequence[str],
+        span: range | None = None,
+        where: str | None = None,
+    ) -> Iterator[tuple[str, dict[str, Any], list[_T]]]:
+        """(id, metadata, parts) of records, as `_stream` has them."""
+        for group, start, parts in self._stream(decode, layers, span, where):
+            stop = start + len(parts)
+            metadata = self._store.tables(group)[1].metadata(start, stop)
+            yield from zip(self._store.names(group, start, stop), metadata, parts, strict=True)
 
     def _slots(self, group: int, row: int) -> tuple[list[tuple[int, int]], list[int]]:
         """Where a record lies: (block, slot) of each of its parts, and the blocks without repeats."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -65,10 +65,24 @@ class RowTable:
 
     def keys(self) -> set[str]:
         """Metadata keys of the rows."""
-        found = {key for field, _ in self.columns if (key := _key(field)) is not None}
-        if len(found) < len(self.columns):
-            found.update(*self.metadata(0, self.records))
-        return found
+        return set(self._keys())
+
+    def types(self) -> Iterator[tuple[str, pa.DataType | None]]:
+        """(key, type of its values) of each metadata key; None where Arrow has no type for them all."""
+        for key in dict.fromkeys(self._keys()):
+            values = self.column(key)
+            try:
+                yield key, (pa.array(values) if isinstance(values, list) else cast(pa.Array, values)).type
+            except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+                yield key, None
+
+    def _keys(self) -> Iterator[str]:
+        for field, _ in self.columns:
+            key = _key(field)
+            if key is not None:
+                yield key
+            else:
+                yield from chain.from_iterable(self.metadata(0, self.records))
 
     def column(self, key: str) -> pa.Array | list[Any] | None:
         """Values of one metadata key, null where a row lacks it; None if no row has it.

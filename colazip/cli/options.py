@@ -24,6 +24,12 @@ layer_option = click.option(
     show_default=True,
     help="Read the exact text, or the approximate one.",
 )
+where_option = click.option(
+    "--where",
+    metavar="FILTER",
+    help="Only records whose metadata pass, as in \"year >= 2020 and lang = 'en'\"; also in, between, like, "
+    "is null, not, or, parentheses.",
+)
 preset_option = click.option(
     "--preset",
     type=click.Choice(["fast", "balanced", "small"]),

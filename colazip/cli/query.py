@@ -17,6 +17,7 @@ from colazip.cli.options import (
     json_option,
     layer_option,
     sampling_options,
+    where_option,
 )
 from colazip.errors import RecordNotFoundError, UsageError
 from colazip.sampling import CODER, MAX_TEMPERATURE, PRIOR, WRITERS, Sampling
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
 
 
 _MOST_PATCHES = 1 << 24  # bounds what `--missing 0-99999999999` asks for
-
-
-_where_option = click.option(
-    "--where",
-    metavar="FILTER",
-    help="Only records whose metadata pass, as in \"year >= 2020 and lang = 'en'\"; also in, between, like, "
-    "is null, not, or, parentheses.",
-)
 
 
 @click.command()
@@ -83,7 +76,7 @@ def get(
 
 @click.command("list")
 @click.argument("archive")
-@_where_option
+@where_option
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line: id, metadata.")
 @console_options
 def list_ids(archive: str, where: str | None, as_json: bool, console: Console) -> None:
@@ -112,7 +105,7 @@ def list_ids(archive: str, where: str | None, as_json: bool, console: Console) -
     help="Rank by meaning, by words in common, or by both. [default: hybrid where 'colazip index' was run, "
     "else semantic]",
 )
-@_where_option
+@where_option
 @click.option("--no-snippets", is_flag=True, help="Don't decode the hits: ids and scores at once.")
 @click.option("--passages", is_flag=True, help="Show passages, not records: several of one perhaps.")
 @json_option

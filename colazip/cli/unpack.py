@@ -12,6 +12,7 @@ from colazip.cli.options import (
     force_option,
     layer_option,
     sampling_options,
+    where_option,
 )
 from colazip.cli.progress import Progress
 from colazip.errors import UsageError
@@ -34,6 +35,7 @@ from colazip.sampling import Sampling
     help="What to write: a file a record, the records joined, or a table.",
 )
 @layer_option
+@where_option
 @click.option(
     "--denoise",
     is_flag=True,
@@ -60,6 +62,7 @@ def unpack(
     output: str | None,
     format: str,
     layer: str,
+    where: str | None,
     denoise: bool,
     detail: int | None,
     missing: float | None,
@@ -93,7 +96,7 @@ def unpack(
         if plan.path is not None:
             check_apart(archive, plan.path)
         stdout = data_output(binary=plan.is_binary, force=force) if plan.path is None else None
-        total = max(len(opened), 1)
+        total = max(len(opened) if where is None else sum(1 for _ in opened.ids(where)), 1)
         progress: Progress
         with Progress(console, "unpacking", lambda: progress.records / total) as progress:
             count = write_records(
@@ -107,6 +110,7 @@ def unpack(
                 detail=detail,
                 missing=missing or 0.0,
                 options=sampling,
+                where=where,
             )
     if plan.path is not None:
         console.note(f"{plan.path}: {amount(count, 'record')} from {archive}")

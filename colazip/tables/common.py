@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Protocol
 
@@ -132,6 +132,26 @@ class TableLayout:
             raise FormatError(
                 f"id {key[:80]!r} should be an integer, by the manifest; use --format files"
             ) from None
+
+
+def row_groups(
+    records: Iterable[Record], layout: TableLayout, most: int, most_bytes: int, text: bool = False
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows in groups of at most so many, and fewer where their text is longer than so many bytes. text: the
+    text as str instead of bytes."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for record in records:
+        row = layout.row(record)
+        if text:
+            row[layout.text] = decode_text(record, advice="unpack to files")
+        rows.append(row)
+        size += len(record.data)
+        if len(rows) >= most or size >= most_bytes:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
 
 
 def decode_text(record: Record, advice: str = "unpack to files or Parquet") -> str:

@@ -23,7 +23,7 @@ from colazip.tables.arrow_plain import (
     text_bytes,
     to_plain,
 )
-from colazip.tables.common import ColumnChoice, Input, TableLayout, decode_text
+from colazip.tables.common import ColumnChoice, Input, TableLayout, row_groups
 
 READ_ROWS = 256
 GROUP_ROWS = 16 * 1024
@@ -117,7 +117,7 @@ def write_parquet(file: BinaryIO, records: Iterable[Record], layout: TableLayout
 
 def _write_known(file: BinaryIO, records: Iterable[Record], layout: TableLayout, schema: pa.Schema) -> None:
     with pq.ParquetWriter(file, schema, compression="zstd") as out:
-        for rows in _groups(records, layout):
+        for rows in row_groups(records, layout, GROUP_ROWS, GROUP_BYTES):
             columns = []
             for field in schema:
                 values = [row.get(field.name) for row in rows]
@@ -131,7 +131,7 @@ def _write_inferred(file: BinaryIO, records: Iterable[Record], layout: TableLayo
     schema = pa.schema([])
     with tempfile.TemporaryFile() as spool:
         count = 0
-        for rows in _groups(records, layout, text=True):
+        for rows in row_groups(records, layout, GROUP_ROWS, GROUP_BYTES, text=True):
             names = dict.fromkeys(name for row in rows for name in row)
             columns = {}
             for name in names:
@@ -158,25 +158,6 @@ def _write_inferred(file: BinaryIO, records: Iterable[Record], layout: TableLayo
 
 def _empty_schema(layout: TableLayout) -> pa.Schema:
     return pa.schema([pa.field(name, pa.string()) for name in layout.columns])
-
-
-def _groups(
-    records: Iterable[Record], layout: TableLayout, text: bool = False
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows in groups of bounded size. text: the text as str instead of bytes."""
-    rows: list[dict[str, Any]] = []
-    size = 0
-    for record in records:
-        row = layout.row(record)
-        if text:
-            row[layout.text] = decode_text(record, advice="unpack to files")
-        rows.append(row)
-        size += len(record.data)
-        if len(rows) >= GROUP_ROWS or size >= GROUP_BYTES:
-            yield rows
-            rows, size = [], 0
-    if rows:
-        yield rows
 
 
 @contextmanager

@@ -48,6 +48,14 @@ def test_list(run: Run, fails) -> None:
     assert "the archive has n" in fails("list", "a.cola", "--where", "year = 1", code=2)
 
 
+def test_unpack_what_passes_a_filter(run: Run, fails) -> None:
+    lines = run("unpack", "a.cola", "--where", "n >= 1", "-o", "-").text.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["bread", "café"]
+    gists = run("unpack", "a.cola", "--where", "n = 2", "--from", "gist", "-o", "-").text
+    assert json.loads(gists) == {"id": "café", "text": TEXTS["café"][:40], "n": 2}
+    assert "the archive has n" in fails("unpack", "a.cola", "--where", "year = 1", "-o", "x", code=2)
+
+
 def test_get_json_of_bytes(fails) -> None:
     assert "'bin' is not UTF-8 text" in fails("get", "a.cola", "bin", "--json")
 

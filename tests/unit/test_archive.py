@@ -135,6 +135,74 @@ def test_blocks_of_several_groups_are_read_together(
         assert archive.get("long") == b"q" * 150_000
 
 
+class CountingCodec(PlainCodec):
+    """Counts the blocks that it decodes."""
+
+    decoded = 0
+
+    def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
+        self.decoded += len(blocks)
+        return super().decode_blocks(blocks)
+
+
+@given(
+    st.lists(st.integers(0, 60_000).map(lambda size: size if size % 5 else 3 * size), max_size=30),
+    st.integers(-35, 35),
+    st.one_of(st.none(), st.integers(-35, 35)),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_range_of_records(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    start: int,
+    stop: int | None,
+    step: int,
+    filtered: bool,
+    together: int,
+) -> None:
+    monkeypatch.setattr("colazip.archive.writer.GROUP_BLOCKS", 3)
+    records = [
+        Record((f"record {i} " * size)[:size].encode(), f"id-{i}", {"n": i, "rest": i % step})
+        for i, size in enumerate(sizes)
+    ]
+    path = tmp_path / "a.cola"
+    pack(path, iter(records), overwrite=True)
+    codec = CountingCodec()
+    codec.read_batch = together
+    wanted = records[start:stop]
+    condition = None
+    if filtered and records:
+        wanted, condition = [record for record in wanted if record.metadata["rest"] == 0], "rest = 0"
+    with Archive(path, codec) as archive:
+        assert list(archive.records(start, stop, where=condition)) == wanted
+        needed = {
+            (group, block)
+            for record in wanted
+            for group, row in [archive._locate(str(record.id))]
+            for block in archive._slots(group, row)[1]
+        }
+        assert codec.decoded == len(needed)
+        read = archive.records(start, stop, where=condition, layer=GIST)
+        assert [record.id for record in read] == [record.id for record in wanted]
+
+
+def test_records_of_a_layer_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.cola"
+    pack(path, ["one", "two"], layers=[SEARCH, GIST])
+    with Archive(path, CODEC) as archive:
+        assert [record.data for record in archive.records(1, layer=GIST)] == [b"two"]
+        with pytest.raises(MissingLayerError, match="no exact layer"):
+            archive.records()
+        with pytest.raises(UsageError, match="choose exact or gist"):
+            archive.records(layer=SEARCH)
+        with pytest.raises(UsageError, match="names column 'year'"):
+            list(archive.records(layer=GIST, where="year = 1"))
+
+
 @given(st.integers(0, 200), st.integers(1, 40))
 def test_batches_take_in_a_short_tail(count: int, most: int) -> None:
     batches = list(in_batches(iter(range(count)), most))

@@ -1,0 +1,119 @@
+"""Records in order out of decoded blocks: all, a range of them, or those that a filter lets pass. Only blocks
+that hold one of them are decoded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from colazip.archive.filters import passing
+from colazip.archive.store import Store
+
+_T = TypeVar("_T")
+Places = Sequence[tuple[int, int]]  # group and block in it
+Run = tuple[int, int, list[list[_T]]]  # group, first row, the parts of that row and of those after it
+
+
+def chosen_rows(store: Store, span: range, where: str | None) -> Iterator[tuple[int, Sequence[int]]]:
+    """(group, its rows in rising order) for every group that holds one of the records.
+
+    span: ordinals, step 1. where: only records whose metadata pass. Raises UsageError for a filter that can't
+    be read.
+    """
+    return _chosen(store, span, None if where is None else passing(store, where))
+
+
+def _chosen(store: Store, span: range, mask: np.ndarray | None) -> Iterator[tuple[int, Sequence[int]]]:
+    for group, info in enumerate(store.manifest.groups):
+        first = store.first_records[group]
+        rows: Sequence[int] = range(max(span.start - first, 0), min(span.stop - first, info.records))
+        if rows and mask is not None:
+            begin, end = first + rows[0], first + rows[-1] + 1
+            rows = (np.flatnonzero(mask[begin:end]) + rows[0]).tolist()
+        if rows:
+            yield group, rows
+
+
+def stream(
+    store: Store,
+    chosen: Iterable[tuple[int, Sequence[int]]],
+    in_batches: Callable[[Iterable[tuple[int, int]]], Iterable[Places]],
+    decode: Callable[[Places], list[list[_T]]],
+) -> Iterator[Run[_T]]:
+    """The chosen rows, in runs of neighbours, a batch of blocks at a time; memory is bounded."""
+    begun: deque[_Group[_T]] = deque()
+
+    def places() -> Iterator[tuple[int, int]]:
+        for group, rows in chosen:
+            begun.append(_Group(store, group, rows))
+            yield from ((group, block) for block in _blocks(store, group, rows))
+
+    for batch in in_batches(places()):
+        decoded = iter(decode(batch))
+        for group, run in groupby(batch, key=itemgetter(0)):
+            while begun[0].number != group:
+                begun.popleft()
+            for _, block in run:
+                begun[0].add(block, next(decoded))
+            yield from begun[0].finished()
+
+
+class _Group(Generic[_T]):
+    """The rows wanted of one group, and the decoded parts that they still need."""
+
+    def __init__(self, store: Store, number: int, rows: Sequence[int]) -> None:
+        self.store = store
+        self.number = number
+        self.rows = rows
+        self.given = 0  # of the rows
+        self.parts: list[_T] = []
+        self.first = 0  # part, counted in the group, that `parts` begins with
+
+    def add(self, block: int, parts: list[_T]) -> None:
+        begin = int(self.store.tables(self.number)[0].starts[block])
+        if begin != self.first + len(self.parts):  # blocks were passed over, and with them no part of a row
+            self.parts, self.first = [], begin
+        self.parts += parts
+
+    def finished(self) -> Iterator[Run[_T]]:
+        """Rows that are whole now."""
+        table = self.store.tables(self.number)[1]
+        begin, done = 0, list[list[_T]]()
+        needed = end = self.first + len(self.parts)
+        while self.given < len(self.rows):
+            row = self.rows[self.given]
+            first, last = table.parts(row)
+            if last > end:
+                needed = min(first, end)
+                break
+            if done and row != begin + len(done):
+                yield self.number, begin, done
+                done = []
+            if not done:
+                begin = row
+            done.append(self.parts[first - self.first : last - self.first])
+            self.given += 1
+        del self.parts[: needed - self.first]
+        self.first = needed
+        if done:
+            yield self.number, begin, done
+
+
+def _blocks(store: Store, group: int, rows: Sequence[int]) -> Iterable[int]:
+    """Blocks that hold parts of these rows, in order."""
+    info = store.manifest.groups[group]
+    if len(rows) == info.records:
+        return range(info.blocks)
+    blocks, table = store.tables(group)
+    bounds = np.array([table.parts(row) for row in rows], dtype=np.int64) - [0, 1]
+    first, last = (np.searchsorted(blocks.starts, bounds, side="right") - 1).T
+    holds = np.zeros(info.blocks + 1, dtype=np.int64)
+    np.add.at(holds, first, 1)
+    np.add.at(holds, last + 1, -1)
+    found: list[int] = np.flatnonzero(np.cumsum(holds[:-1])).tolist()
+    return found
