@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from colazip.errors import FormatError, InputError, UsageError
+from colazip.remote import is_url
 
 PARTIAL_PREFIX = ".colazip-"
 PARTIAL_SUFFIX = ".partial"
@@ -23,6 +24,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
 
     Raises UsageError if `path` exists and `overwrite` is false.
     """
+    check_here(path)
     target = os.path.realpath(os.fspath(path))  # a link keeps pointing to the file
     mode = _existing_mode(target)
     if mode is not None and not stat.S_ISREG(mode):
@@ -52,6 +54,7 @@ def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
 
     Raises UsageError if `path` is a folder with something in it and `overwrite` is false, or is a file.
     """
+    check_here(path)
     target = Path(os.path.realpath(path))
     exists = _existing_mode(str(target)) is not None
     if exists and not target.is_dir():
@@ -136,9 +139,16 @@ def create(path: Path, data: bytes) -> None:
 
 
 def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raises UsageError if `path` is there and must not be overwritten."""
+    """Raises UsageError if `path` is there and must not be overwritten, or is a URL."""
+    check_here(path)
     if not overwrite and os.path.lexists(path):
         raise UsageError(f"{os.fspath(path)}: exists already; choose another name, or overwrite it with -f")
+
+
+def check_here(path: str | os.PathLike[str]) -> None:
+    """Raises UsageError for a URL: what appears whole or not at all appears here."""
+    if is_url(os.fspath(path)):
+        raise UsageError(f"{os.fspath(path)}: only files here are written; write one, and copy it there")
 
 
 def check_apart(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from colazip.archive.record import Record
 from colazip.errors import InputError, UsageError
+from colazip.remote import is_url, open_url
 from colazip.tables import FORMATS, SUFFIXES, ColumnChoice, Input, TableReader, open_table
 
 STDIN = "-"
@@ -140,14 +141,14 @@ def _stdin_record(stdin: BinaryIO) -> Iterator[Record]:
 
 
 def _file_records(files: Sequence[tuple[str, str]], description: dict[str, Any]) -> Source:
-    sizes = [os.stat(path).st_size for path, _ in files]
+    sizes = [0 if is_url(path) else os.stat(path).st_size for path, _ in files]
     done = 0
     alone = description["kind"] == "file"
 
     def records() -> Iterator[Record]:
         nonlocal done
         for (path, key), size in zip(files, sizes, strict=True):
-            with open(path, "rb") as file:
+            with _open_input(path, None).file as file:
                 data = file.read()
             if not data and alone:
                 return
@@ -184,6 +185,8 @@ def _walk(
 
 def _shown(path: str) -> str:
     """What stands for a source in record ids if there are several: its path if relative, else its name."""
+    if is_url(path):
+        return os.path.basename(path)
     normal = os.path.normpath(path)
     if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir or normal == os.curdir:
         normal = os.path.basename(os.path.abspath(path))
@@ -228,6 +231,9 @@ def _expand(paths: Sequence[str], format: str, exclude: str | None, warn: Callab
 def _open_input(path: str, stdin: BinaryIO | None) -> Input:
     if path == STDIN and stdin is not None:
         return Input(stdin, "standard input", None)
+    if is_url(path):
+        remote, size = open_url(path)
+        return Input(remote, path, size)
     file = open(path, "rb")  # noqa: SIM115 (closed by the Source)
     status = os.fstat(file.fileno())
     return Input(file, path, status.st_size if stat.S_ISREG(status.st_mode) else None)

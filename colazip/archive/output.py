@@ -8,6 +8,7 @@ import stat
 from types import TracebackType
 
 from colazip.errors import InputError, LockedError, UsageError
+from colazip.files import check_here
 
 
 class AtomicFile:
@@ -19,6 +20,7 @@ class AtomicFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        check_here(path)
         self.path = os.path.realpath(os.fspath(path))  # a link keeps pointing to the archive
         self.partial = self.path + ".partial"
         self.size = 0

@@ -66,12 +66,13 @@ _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
 class Archive:
     """An archive opened for reading; a context manager.
 
-    path: the file. codec: what decodes it and embeds queries; None stands for the default model of the
-    package, loaded when a call first needs it. embedder: what embeds queries of an archive that was packed
-    with one; all but search by meaning works without. Raises InputError if the file can't be read,
-    FormatError if it isn't a whole archive, VersionError if it is of a newer format, ModelMismatchError if
-    `codec` or `embedder` isn't the one it was written with. Every method raises FormatError on damage, and
-    never returns other text.
+    path: the file, or a URL (https://, s3://, what fsspec knows), of which the parts are fetched that are
+    needed. codec: what decodes it and embeds queries; None stands for the default model of the package,
+    loaded when a call first needs it. embedder: what embeds queries of an archive that was packed with one;
+    all but search by meaning works without. storage_options: for a URL, what fsspec's file system of its
+    protocol takes. Raises InputError if the file can't be read, FormatError if it isn't a whole archive,
+    VersionError if it is of a newer format, ModelMismatchError if `codec` or `embedder` isn't the one it was
+    written with. Every method raises FormatError on damage, and never returns other text.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class Archive:
         codec: ArchiveCodec | None = None,
         *,
         embedder: Embedder | Encode | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self._codec = codec
-        self._store = Store(self.path)
+        self._store = Store(self.path, storage_options)
         self.manifest = self._store.manifest
         try:
             self._embedder = None if embedder is None else self._checked(as_embedder(embedder))
@@ -800,9 +802,10 @@ def open_archive(
     codec: ArchiveCodec | None = None,
     *,
     embedder: Embedder | Encode | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Archive:
-    """Open an archive for reading; the same as `Archive(path, codec, embedder=embedder)`."""
-    return Archive(path, codec, embedder=embedder)
+    """Open an archive for reading, as `Archive` does."""
+    return Archive(path, codec, embedder=embedder, storage_options=storage_options)
 
 
 def _slots(table: BlockTable, start: int, stop: int) -> Iterator[tuple[int, int]]:

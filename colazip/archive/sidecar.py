@@ -25,6 +25,7 @@ import numpy as np
 from colazip.errors import ColazipError, FormatError, MissingLayerError, SearchIndexError, UsageError
 from colazip.files import replaced_folder
 from colazip.layers import GIST, OF_READING, OF_TEXT, SEARCH
+from colazip.remote import is_url
 
 if TYPE_CHECKING:
     from colazip.archive.reader import Archive
@@ -192,6 +193,8 @@ def build(
     scanned_codes: int = SCANNED_CODES,
 ) -> dict[str, int]:
     """What `Archive.build_index` does. scanned_codes: archives with more codes get an index of vectors."""
+    if is_url(archive.path):
+        raise UsageError(f"{archive.path}: an index lies beside its archive; download it, and index it there")
     folder = folder_of(archive.path)
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: exists already; make it anew with {_command(archive.path)}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,8 @@ from colazip.archive.format import (
     load_manifest,
 )
 from colazip.archive.rows import RowTable, load_rows
-from colazip.errors import FormatError, InputError
+from colazip.archive.source import open_source
+from colazip.errors import FormatError
 from colazip.layers import Block, holds_text
 
 _KEPT_GROUPS = 4  # groups whose tables stay in memory
@@ -34,22 +34,20 @@ _READ_BYTES = 1 << 20
 
 
 class Store:
-    """Opens `path`; raises InputError if it can't be read, FormatError or VersionError for what is in it.
+    """Opens `path`, a file or a URL; raises InputError if it can't be read, FormatError or VersionError for
+    what is in it.
 
     Groups go by their numbers, blocks and rows by theirs within the group; ordinals count over the archive.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.path = path
-        self._lock = threading.Lock()  # of the file position
-        try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
-        except OSError as error:
-            raise InputError(f"{path}: can't be opened: {error.strerror or error}") from error
+        self._bytes = open_source(path, storage_options)
+        self.file_bytes = self._bytes.size
         try:
             self.manifest = self._open()
         except BaseException:
-            self._file.close()
+            self._bytes.close()
             raise
         self.first_records = [0, *accumulate(group.records for group in self.manifest.groups)]
         self.first_parts = [0, *accumulate(group.parts for group in self.manifest.groups)]
@@ -59,13 +57,9 @@ class Store:
 
     def close(self) -> None:
         """Close the file; what was read stays in memory."""
-        self._file.close()
+        self._bytes.close()
 
     def _open(self) -> Manifest:
-        try:
-            self.file_bytes = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise InputError(f"{self.path}: can't be read: {error.strerror or error}") from error
         try:
             version = check_header(self.read(0, min(len(HEADER), self.file_bytes)))
             size = min(FOOTER.size, self.file_bytes)
@@ -77,27 +71,19 @@ class Store:
         except FormatError as error:
             raise type(error)(f"{self.path}: {error}") from error
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes of the file."""
-        data = bytearray()
-        try:
-            with self._lock:
-                self._file.seek(offset)
-                while len(data) < length:
-                    chunk = self._file.read(length - len(data))
-                    if not chunk:
-                        raise FormatError(f"{self.path}: truncated while it was open")
-                    data += chunk
-        except (OSError, ValueError) as error:  # ValueError: the archive was closed
-            reason = error.strerror if isinstance(error, OSError) else "the archive was closed"
-            raise InputError(f"{self.path}: can't be read: {reason or error}") from error
-        return bytes(data)
+    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
+        """Exactly `length` bytes of the file. limit: the end of the section that is being read."""
+        data = self._bytes.read(offset, length, limit)
+        if len(data) < length:
+            raise FormatError(f"{self.path}: truncated while it was open")
+        return data
 
     def read_chunks(self, section: Section) -> Iterator[bytes]:
         """The bytes of a section, a MiB at a time; raises FormatError at the end if the checksum is wrong."""
         crc = 0
         for start in range(0, section.length, _READ_BYTES):
-            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start))
+            end = section.offset + section.length
+            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start), end)
             crc = zlib.crc32(chunk, crc)
             yield chunk
         if crc != section.crc:
@@ -133,7 +119,9 @@ class Store:
             layer = table.layers.get(name)
             if layer is None or not layer.present[block]:
                 continue
-            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]))
+            section = self.manifest.groups[group].sections[name]
+            end = section.offset + section.length
+            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]), end)
             if zlib.crc32(found[name]) != layer.crcs[block]:
                 raise FormatError(
                     f"{self.where(group, block)}: damaged: the checksum of the {name} layer doesn't match"

@@ -1,0 +1,185 @@
+"""Files at URLs, read in ranges that are fetched when they are asked for.
+
+URLs are those that fsspec knows, https://, s3://, gs://, memory://, if its package for the protocol is
+installed (aiohttp, s3fs, gcsfs).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from colazip.errors import InputError
+
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
+
+_WHOLE = 128 << 10  # a file up to this size is fetched at once
+_TAIL = 64 << 10  # of a file, fetched at once: what tells of its parts is there
+_LEAST = 16 << 10  # fetched at once of anything: less would not come sooner
+_MOST = 4 << 20  # fetched ahead where somebody reads on and on
+_WINDOWS = 8  # places that are read on from side by side: layers of an archive lie apart
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL: `scheme://...`, or `scheme::scheme://...`, a chain of them."""
+    return _URL.match(path) is not None
+
+
+def open_url(url: str) -> tuple[BinaryIO, int]:
+    """The file at a URL as a stream that can seek, and its size in bytes. Raises InputError, also in
+    reading."""
+    remote = RemoteFile(url)
+    return cast(BinaryIO, io.BufferedReader(_Stream(remote), _LEAST)), remote.size
+
+
+class RemoteFile:
+    """The bytes of the file at `url`, of which there are `size`. storage_options: what the file system of its
+    protocol takes. Any thread may call. Raises InputError, also in reading."""
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        import fsspec
+
+        self.url = url
+        try:
+            self._files, self._path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+            size = self._files.info(self._path).get("size")
+        except Exception as error:  # each file system has exceptions of its own
+            raise self._lost(error) from error
+        if not isinstance(size, int):
+            raise InputError(f"{url}: its server doesn't say how long it is; download it first")
+        self.size = size
+        self._ahead = ReadAhead(size, self._fetch)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
+        """`length` bytes from `offset` on; fewer where there are no more. limit: nothing from there on is
+        fetched ahead of being asked for."""
+        with self._lock:
+            if self._closed:
+                raise InputError(f"{self.url}: can't be read: it was closed")
+            return self._ahead.read(offset, length, limit)
+
+    def close(self) -> None:
+        """Free what was fetched; no more can be read."""
+        with self._lock:
+            self._closed = True
+            self._ahead.forget()
+
+    def _fetch(self, first: int, stop: int) -> bytes:
+        try:
+            data = bytes(self._files.cat_file(self._path, start=first, end=stop))
+        except Exception as error:  # as above
+            raise self._lost(error) from error
+        if len(data) > stop - first:
+            raise InputError(f"{self.url}: its server doesn't give parts of a file; download it first")
+        return data
+
+    def _lost(self, error: Exception) -> InputError:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).strip()
+        reason = " ".join(reason.split())[:200] or type(error).__name__
+        return InputError(f"{self.url}: can't be read: {reason}")
+
+
+@dataclass
+class _Window:
+    """Bytes that were fetched, from `first` on. limit: where reading ahead ends. step: bytes fetched last.
+    read: the place up to which they were asked for."""
+
+    first: int
+    data: bytes
+    limit: int
+    step: int
+    read: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.data)
+
+
+class ReadAhead:
+    """Ranges of `size` bytes by way of `fetch(first, stop)`: long ones where somebody reads on from where
+    they stopped, short ones elsewhere."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size = size
+        self._fetch = fetch
+        self._windows: list[_Window] = []  # the one last read from last
+
+    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
+        """As `RemoteFile.read`."""
+        stop = min(offset + length, self._size)
+        if offset >= stop:
+            return b""
+        limit = self._size if limit is None else max(stop, min(limit, self._size))
+        window = self._window(offset) or self._begin(offset, stop, limit)
+        found = window.data[offset - window.first : stop - window.first]
+        if stop > window.end:
+            step = min(2 * window.step, _MOST)
+            first = window.end
+            more = self._fetch(first, max(stop, min(first + step, limit)))
+            found += more[: stop - first]
+            window = _Window(first, more, limit, step)
+        window.read = stop
+        self._windows.append(window)
+        del self._windows[:-_WINDOWS]
+        return found
+
+    def forget(self) -> None:
+        """Free what was fetched."""
+        self._windows = []
+
+    def _window(self, offset: int) -> _Window | None:
+        """Takes out what was fetched around `offset`, or just before it."""
+        for at, window in enumerate(self._windows):
+            if window.first <= offset <= window.end:
+                return self._windows.pop(at)
+        return None
+
+    def _begin(self, offset: int, stop: int, limit: int) -> _Window:
+        """What is fetched where nothing was."""
+        step = _LEAST
+        first = offset
+        if self._size <= _WHOLE:
+            first, stop = 0, self._size
+        elif offset >= self._size - _TAIL:
+            first, stop = self._size - _TAIL, self._size
+        for at, window in enumerate(self._windows):
+            if window.read == window.end == window.limit:  # read to its end: now the next one is
+                step = min(2 * window.step, _MOST)
+                del self._windows[at]
+                break
+        return _Window(first, self._fetch(first, max(stop, min(first + step, limit))), limit, step)
+
+
+class _Stream(io.RawIOBase):
+    """A remote file with a position."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
