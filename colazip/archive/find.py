@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,7 @@ MODES = (SEMANTIC, LEXICAL, HYBRID)
 
 COSINE, BM25 = "cosine", "bm25"
 _FIRST_FETCH, _FETCH_EACH = 64, 4
+_TOGETHER = 32  # queries: what they share of decoding is done once
 
 
 @dataclass
@@ -42,19 +45,55 @@ class Found:
     scores: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def find(
-    archive: Archive, query: str, k: int, mode: str | None, where: str | None, *, group: bool, snippets: bool
-) -> list[Hit]:
-    """What `Archive.search` does."""
-    if not isinstance(query, str):
-        raise UsageError(f"a query is a text, not {type(query).__name__}")
+def find_many(
+    archive: Archive,
+    queries: Iterable[str],
+    k: int,
+    mode: str | None,
+    where: str | None,
+    *,
+    group: bool,
+    snippets: bool,
+) -> Iterator[list[Hit]]:
+    """What `Archive.search` and `search_many` do: the hits of each query."""
     _check_count(k)
     mode = choose_mode(archive, mode, group)
     allowed = None if where is None else passing(archive._store, where)
-    query = query.encode("utf-8", "replace").decode()
-    if not query.strip() or not len(archive) or (allowed is not None and not allowed.any()):
-        return []
-    return _hits(archive, _BY_MODE[mode](archive, query, k, allowed, group), query, snippets)
+    search = partial(_find, archive, k=k, mode=mode, allowed=allowed, group=group)
+    return _answers(archive, queries, search, snippets)
+
+
+def _answers(
+    archive: Archive,
+    queries: Iterable[str],
+    search: Callable[[Sequence[str]], list[Found | None]],
+    snippets: bool,
+) -> Iterator[list[Hit]]:
+    waiting = iter(queries)
+    while some := list(islice(waiting, _TOGETHER)):
+        for query in some:
+            if not isinstance(query, str):
+                raise UsageError(f"a query is a text, not {type(query).__name__}")
+        texts = [query.encode("utf-8", "replace").decode() for query in some]
+        yield from _hits(archive, search(texts), texts, snippets)
+
+
+def _find(
+    archive: Archive, queries: Sequence[str], *, k: int, mode: str, allowed: np.ndarray | None, group: bool
+) -> list[Found | None]:
+    """What each query finds; None where there is nothing to ask, or nobody."""
+    asked = [query for query in queries if query.strip()]
+    if not asked or not len(archive) or (allowed is not None and not allowed.any()):
+        return [None] * len(queries)
+    vectors: Iterator[np.ndarray | None] = repeat(None)
+    if mode != LEXICAL:
+        archive._index()  # what is wrong with it shows before a query is embedded
+        vectors = iter(archive._search_codec().vectors(asked))
+    by_mode = _BY_MODE[mode]
+    return [
+        by_mode(archive, query, next(vectors), k, allowed, group) if query.strip() else None
+        for query in queries
+    ]
 
 
 def find_like(archive: Archive, id: str, k: int, where: str | None, *, snippets: bool) -> list[Hit]:
@@ -76,7 +115,8 @@ def find_like(archive: Archive, id: str, k: int, where: str | None, *, snippets:
     others = np.flatnonzero(index.owners[positions] != ordinal)[:k]
     positions, scores = positions[others], scores[others]
     records = index.owners[positions].astype(np.int64)
-    return _hits(archive, Found(records, positions, parts[positions], scores, {COSINE: scores}), "", snippets)
+    found = Found(records, positions, parts[positions], scores, {COSINE: scores})
+    return _hits(archive, [found], [""], snippets)[0]
 
 
 def _check_count(k: int) -> None:
@@ -84,14 +124,21 @@ def _check_count(k: int) -> None:
         raise UsageError(f"k must be a number of hits, at least 1, not {k!r}")
 
 
-def _hits(archive: Archive, found: Found, query: str, snippets: bool) -> list[Hit]:
-    passages = _passages(archive, found, query) if snippets else [Passage("", "", None)] * len(found.parts)
-    hits = []
-    for at, (record, passage) in enumerate(zip(map(int, found.records), passages, strict=True)):
-        scores = {
-            name: float(values[at]) for name, values in found.scores.items() if values[at] == values[at]
-        }
-        hits.append(archive._hit(record, float(found.score[at]), passage, scores))
+def _hits(
+    archive: Archive, founds: Sequence[Found | None], queries: Sequence[str], snippets: bool
+) -> list[list[Hit]]:
+    """The hits of each query, from what it found."""
+    shown = _passages(archive, founds, queries) if snippets else repeat(Passage("", "", None))
+    hits: list[list[Hit]] = []
+    for found in founds:
+        hits.append([])
+        for at in range(0 if found is None else len(found.parts)):
+            assert found is not None
+            scores = {
+                name: float(values[at]) for name, values in found.scores.items() if values[at] == values[at]
+            }
+            score = float(found.score[at])
+            hits[-1].append(archive._hit(int(found.records[at]), score, next(shown), scores))
     return hits
 
 
@@ -119,15 +166,18 @@ def choose_mode(archive: Archive, mode: str | None, group: bool) -> str:
     return mode
 
 
-def _semantic(archive: Archive, query: str, k: int, allowed: np.ndarray | None, group: bool) -> Found:
+def _semantic(
+    archive: Archive, query: str, vector: np.ndarray, k: int, allowed: np.ndarray | None, group: bool
+) -> Found:
     index, parts = archive._index()
-    vector = archive._search_codec().vectors([query])[0]
     positions, scores = index.search(vector, k, allowed, group)
     records = index.owners[positions].astype(np.int64)
     return Found(records, positions, parts[positions], scores, {COSINE: scores})
 
 
-def _lexical(archive: Archive, query: str, k: int, allowed: np.ndarray | None, group: bool) -> Found:
+def _lexical(
+    archive: Archive, query: str, vector: None, k: int, allowed: np.ndarray | None, group: bool
+) -> Found:
     return _by_words(archive, archive._words(), query, k, allowed)
 
 
@@ -148,11 +198,12 @@ def _by_words(archive: Archive, words: LexicalIndex, query: str, k: int, allowed
         fetch *= 4
 
 
-def _hybrid(archive: Archive, query: str, k: int, allowed: np.ndarray | None, group: bool) -> Found:
+def _hybrid(
+    archive: Archive, query: str, vector: np.ndarray, k: int, allowed: np.ndarray | None, group: bool
+) -> Found:
     """Candidates of both sides; one that only the words found has its cosine all the same."""
     by_words = _by_words(archive, archive._words(), query, depth(k), allowed)
     index, parts = archive._index()
-    vector = archive._search_codec().vectors([query])[0]
     positions, _ = index.search(vector, depth(k), allowed)
     records = np.union1d(by_words.records, index.owners[positions].astype(np.int64))
     places, cosine = index.cosines(vector, records)
@@ -170,23 +221,24 @@ def _hybrid(archive: Archive, query: str, k: int, allowed: np.ndarray | None, gr
     return Found(records[order], places[order], best_parts[order], score[order], found)
 
 
-def _passages(archive: Archive, found: Found, query: str) -> list[Passage]:
-    """What each hit shows: the passage of its code, or of the part that was found by its words the one with
-    most of them."""
-    shown = [Passage("", "", None)] * len(found.parts)
-    worded, coded = np.flatnonzero(found.positions < 0), np.flatnonzero(found.positions >= 0)
+def _passages(archive: Archive, founds: Sequence[Found | None], queries: Sequence[str]) -> Iterator[Passage]:
+    """What each hit of each query shows: the passage of its code, or of the part that was found by its words
+    the one with most of them."""
+    both = [(found, query) for found, query in zip(founds, queries, strict=True) if found is not None]
+    positions = np.concatenate([np.empty(0, dtype=np.int64), *(found.positions for found, _ in both)])
+    shown = [Passage("", "", None)] * len(positions)
+    worded, coded = np.flatnonzero(positions < 0), np.flatnonzero(positions >= 0)
     if len(worded):
-        for rank, passage in zip(
-            worded, read_matches(archive, found.parts[worded].tolist(), query), strict=True
-        ):
+        by_part = [(int(part), query) for found, query in both for part in found.parts]
+        for rank, passage in zip(worded, read_matches(archive, [by_part[i] for i in worded]), strict=True):
             shown[rank] = passage
     if len(coded):
         _, parts = archive._index()
         for rank, passage in zip(
-            coded, read_passages(archive, parts, found.positions[coded].tolist()), strict=True
+            coded, read_passages(archive, parts, positions[coded].tolist()), strict=True
         ):
             shown[rank] = passage
-    return shown
+    return iter(shown)
 
 
 _BY_MODE: dict[str, Callable[..., Found]] = {

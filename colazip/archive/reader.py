@@ -390,9 +390,25 @@ class Archive:
         passage. Raises UsageError for a wrong mode or filter, SearchIndexError if the index is missing, stale
         or damaged; `semantic` goes past a bad index.
         """
-        from colazip.archive.find import find
+        from colazip.archive.find import find_many
 
-        return find(self, query, k, mode, where, group=group, snippets=snippets)
+        return next(find_many(self, [query], k, mode, where, group=group, snippets=snippets))
+
+    def search_many(
+        self,
+        queries: Iterable[str],
+        k: int = 10,
+        mode: str | None = None,
+        where: str | None = None,
+        *,
+        group: bool = True,
+        snippets: bool = True,
+    ) -> Iterator[list[Hit]]:
+        """The hits of each query, as `search` has them, in order. Several queries are embedded together, and
+        what their hits share of decoding is done once."""
+        from colazip.archive.find import find_many
+
+        return find_many(self, queries, k, mode, where, group=group, snippets=snippets)
 
     def similar(self, id: str, k: int = 10, where: str | None = None, *, snippets: bool = True) -> list[Hit]:
         """The k other records nearest in meaning to one, nearest first, by the stored codes: nothing is

@@ -65,22 +65,22 @@ def read_passages(archive: Archive, parts: np.ndarray, positions: Sequence[int])
     return found
 
 
-def read_matches(archive: Archive, parts: Sequence[int], query: str) -> list[Passage]:
-    """Of each part, counted over the archive, the passage with most of the query's words, or the first such.
+def read_matches(archive: Archive, matches: Sequence[tuple[int, str]]) -> list[Passage]:
+    """Of each (part, counted over the archive, query) the passage with most of its words, or the first such.
 
     The archive has its exact text. Passages are cut as its codec would: no codes are read for it.
     """
     places: dict[int, list[_Place]] = {}  # of each group
-    for rank, part in enumerate(parts):
+    for rank, (part, _) in enumerate(matches):
         group, block, slot = _lies(archive, part)
         places.setdefault(group, []).append(_Place(rank, block, slot, 0, 1))
-    words = set(analyze(query))
-    found = [Passage("", "", None)] * len(parts)
+    words = {query: set(analyze(query)) for query in dict.fromkeys(query for _, query in matches)}
+    found = [Passage("", "", None)] * len(matches)
     for group, mine in places.items():
         exact = archive._decoded_blocks(group, list(dict.fromkeys(place.block for place in mine)))
         texts = [exact[place.block][place.slot] for place in mine]
         for place, text, spans in zip(mine, texts, archive._model().passages(texts), strict=True):
-            at, span = _most_words(text, spans or [(0, len(text))], words)
+            at, span = _most_words(text, spans or [(0, len(text))], words[matches[place.rank][1]])
             found[place.rank] = _exact(archive, group, replace(place, at=at), exact[place.block], span)
     return found
 

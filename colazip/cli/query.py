@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import tee
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +24,7 @@ from colazip.errors import RecordNotFoundError, UsageError
 from colazip.sampling import CODER, MAX_TEMPERATURE, PRIOR, WRITERS, Sampling
 
 if TYPE_CHECKING:
-    from colazip.archive import Archive
+    from colazip.archive import Archive, Hit
 
 
 _MOST_PATCHES = 1 << 24  # bounds what `--missing 0-99999999999` asks for
@@ -98,6 +99,12 @@ def list_ids(archive: str, where: str | None, as_json: bool, console: Console) -
 @click.argument("archive")
 @click.argument("query", required=False)
 @click.option("--like", metavar="ID", help="In place of QUERY: find the records nearest to this one.")
+@click.option(
+    "--queries",
+    metavar="FILE",
+    help="In place of QUERY: a file with one query a line, or '-'; writes a JSON object for each, query and "
+    "hits, in their order.",
+)
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits at most.")
 @click.option(
     "--mode",
@@ -115,6 +122,7 @@ def search(
     archive: str,
     query: str | None,
     like: str | None,
+    queries: str | None,
     k: int,
     mode: str | None,
     where: str | None,
@@ -132,8 +140,8 @@ def search(
     Records that are no text to the model (binary, scripts it never saw) have no vector and are not found by
     meaning.
     """
-    if (query is None) == (like is None):
-        raise UsageError("give a query, or a record with --like")
+    if sum(way is not None for way in (query, like, queries)) != 1:
+        raise UsageError("give a query, a record with --like, or many queries with --queries")
     if query is not None and not query.strip():
         raise UsageError("the query is empty; give some words")
     if like is not None and (mode not in (None, "semantic") or passages):
@@ -143,28 +151,36 @@ def search(
             if like not in opened:
                 raise RecordNotFoundError(f"{archive}: no record {like!r}; it has {_known_ids(opened)}")
             hits = opened.similar(like, k, where, snippets=not no_snippets)
+        elif queries is not None:
+            with click.open_file(queries, encoding="utf-8", errors="replace") as lines:
+                asked, answered = tee(line.rstrip("\r\n") for line in lines)
+                found = opened.search_many(
+                    asked, k, mode, where, group=not passages, snippets=not no_snippets
+                )
+                for some in found:
+                    write_json({"query": next(answered), "hits": [_shown(hit) for hit in some]}, indent=None)
+            return
         else:
             hits = opened.search(query or "", k, mode, where, group=not passages, snippets=not no_snippets)
     if as_json:
-        write_json(
-            [
-                {
-                    "id": hit.id,
-                    "score": hit.score,
-                    "scores": hit.scores,
-                    "metadata": hit.metadata,
-                    "snippet": hit.snippet,
-                    "span": hit.span,
-                }
-                for hit in hits
-            ]
-        )
+        write_json([_shown(hit) for hit in hits])
         return
     if not hits:
         console.note(f"no hits in {archive}")
     width = max((len(printable(hit.id)) for hit in hits), default=0)
     for hit in hits:
         click.echo(f"{hit.score:6.3f}  {printable(hit.id):<{width}}  {printable(hit.snippet)}".rstrip())
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    return {
+        "id": hit.id,
+        "score": hit.score,
+        "scores": hit.scores,
+        "metadata": hit.metadata,
+        "snippet": hit.snippet,
+        "span": hit.span,
+    }
 
 
 @click.command()

@@ -101,6 +101,22 @@ def test_search_by_words(run: Run, fails) -> None:
     assert "no gist layer" in fails("index", "s.cola", "--refine")
 
 
+def test_many_queries(run: Run, fails, tmp_path: Path) -> None:
+    (tmp_path / "queries").write_text("bread needs flour\n\nboats, 🚤\r\n", encoding="utf-8")
+    for stdin, name in ((b"", "queries"), ((tmp_path / "queries").read_bytes(), "-")):
+        answers = run("search", "a.cola", "--queries", name, "-k", "2", stdin=stdin).text.splitlines()
+        found = [json.loads(line) for line in answers]
+        assert [answer["query"] for answer in found] == ["bread needs flour", "", "boats, 🚤"]
+        assert found[1]["hits"] == []
+        for answer in found[::2]:
+            alone = json.loads(run("search", "a.cola", answer["query"], "-k", "2", "--json").out)
+            assert answer["hits"] == alone and len(alone) == 2
+    some = run("search", "a.cola", "--queries", "queries", "--where", "n = 1", "--no-snippets").text
+    assert [hit["id"] for hit in json.loads(some.splitlines()[0])["hits"]] == ["bread"]
+    assert "no such file" in fails("search", "a.cola", "--queries", "none")
+    assert "give a query, a record" in fails("search", "a.cola", "x", "--queries", "queries", code=2)
+
+
 def test_search_with_a_filter(run: Run, fails) -> None:
     hits = json.loads(run("search", "a.cola", "bread", "--where", "n >= 1 and n < 2", "--json").out)
     assert [hit["id"] for hit in hits] == ["bread"]

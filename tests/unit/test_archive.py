@@ -190,6 +190,28 @@ def test_a_range_of_records(
         assert [record.id for record in read] == [record.id for record in wanted]
 
 
+@pytest.mark.parametrize("mode", ["semantic", "lexical", "hybrid"])
+def test_many_queries_find_what_each_finds(tmp_path: Path, mode: str) -> None:
+    records = [
+        Record(f"record {i} of words {i % 7} {i % 11}".encode(), f"id-{i}", {"n": i}) for i in range(300)
+    ]
+    path = tmp_path / "a.cola"
+    pack(path, records)
+    with Archive(path, CODEC) as archive:
+        archive.build_index()
+        queries = [f"words {i % 9} record {i}" for i in range(70)]
+        queries[3] = " "
+        for options in ({}, {"where": "n < 40"}, {"snippets": False}):
+            many = list(archive.search_many(iter(queries), 5, mode, **options))
+            assert many == [archive.search(query, 5, mode, **options) for query in queries]
+            assert many[3] == [] and all(len(hits) == 5 for at, hits in enumerate(many) if at != 3)
+        assert list(archive.search_many([])) == []
+        with pytest.raises(UsageError, match="a query is a text, not int"):
+            list(archive.search_many(["x", 3]))
+        with pytest.raises(UsageError, match="k must be"):
+            archive.search_many(["x"], 0)
+
+
 def test_records_of_a_layer_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "a.cola"
     pack(path, ["one", "two"], layers=[SEARCH, GIST])
@@ -596,7 +618,7 @@ def test_get_reads_one_block(tmp_path: Path) -> None:
     with Archive(path, CODEC) as archive:
         counted = []
         read_bytes = archive._store.read
-        archive._store.read = lambda offset, length: counted.append(length) or read_bytes(offset, length)  # type: ignore[method-assign]
+        archive._store.read = lambda *a: counted.append(a[1]) or read_bytes(*a)  # type: ignore[method-assign]
         archive.get("150")
         assert sum(counted) < path.stat().st_size / 20
 
