@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from colazip.archive.record import Record
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from colazip.archive.reader import Archive
 
 BATCH_BYTES = 16 << 20  # of text, about
+VECTOR = "vector"
 _ID = "id"
+_OF_SEARCH = {b"colazip": b"search"}  # marks the column of vectors: metadata may have one of its name
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Columns:
     @property
     def reads_text(self) -> bool:
         return self.layout.text in self.schema.names
+
+    @property
+    def reads_vectors(self) -> bool:
+        field = self.schema.field(VECTOR) if VECTOR in self.schema.names else None
+        return field is not None and (field.metadata or {}) == _OF_SEARCH
 
 
 def columns_of(archive: Archive, names: Sequence[str] | None = None, *, binary: bool = False) -> Columns:
@@ -63,6 +71,9 @@ def columns_of(archive: Archive, names: Sequence[str] | None = None, *, binary: 
         raise FormatError(f"{archive.path}: damaged: its table lacks the column {layout.text!r}, its text")
     if binary and not is_bytes(fields[layout.text].type):
         fields[layout.text] = fields[layout.text].with_type(pa.binary())
+    if names is not None and VECTOR in names and VECTOR not in fields:
+        width = archive.vector_width
+        fields[VECTOR] = pa.field(VECTOR, pa.list_(pa.float32(), width), metadata=_OF_SEARCH)
     for name in names or ():
         if name not in fields:
             have = ", ".join(map(repr, fields))
@@ -91,7 +102,15 @@ def batches(
         records = archive.records(start, stop, where=where, layer=layer)
     else:
         records = (Record(b"", name, values) for name, values in archive.rows(where, start, stop))
+    vectors = (
+        (vector for _, some in archive.vectors(start, stop, where=where) for vector in some)
+        if columns.reads_vectors
+        else None
+    )
     for group in row_groups(records, columns.layout, rows, BATCH_BYTES):
+        if vectors is not None:
+            for row in group:
+                row[VECTOR] = next(vectors)
         yield _batch(columns, group, layer)
 
 
@@ -99,6 +118,9 @@ def _batch(columns: Columns, group: list[dict[str, Any]], layer: str) -> pa.Reco
     arrays = []
     for field in columns.schema:
         values = [row.get(field.name) for row in group]
+        if field.name == VECTOR and columns.reads_vectors:
+            arrays.append(_vectors(np.stack([row[VECTOR] for row in group]), field.type))
+            continue
         if field.name in columns.json:
             values = [None if value is None else json_text(value).decode() for value in values]
         is_text = field.name == columns.layout.text
@@ -114,6 +136,12 @@ def _batch(columns: Columns, group: list[dict[str, Any]], layer: str) -> pa.Reco
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"column {field.name!r} is no {field.type}: {reason}; leave it out") from None
     return pa.RecordBatch.from_arrays(arrays, schema=columns.schema)
+
+
+def _vectors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """float32 [n, D] as a column, null where a row is NaN."""
+    lacking = pa.array(np.isnan(values[:, 0]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind, mask=lacking)
 
 
 def _not_utf8(columns: Columns, group: list[dict[str, Any]]) -> InputError:

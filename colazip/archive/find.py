@@ -27,7 +27,7 @@ MODES = (SEMANTIC, LEXICAL, HYBRID)
 
 COSINE, BM25 = "cosine", "bm25"
 _FIRST_FETCH, _FETCH_EACH = 64, 4
-_TOGETHER = 32  # queries: what they share of decoding is done once
+_TOGETHER = 256  # queries: what they share of decoding is done once
 
 
 @dataclass
@@ -104,19 +104,33 @@ def find_like(archive: Archive, id: str, k: int, where: str | None, *, snippets:
     ordinal = archive._store.first_records[group] + row
     allowed = None if where is None else passing(archive._store, where)
     index, parts = archive._index()
-    places = np.flatnonzero(index.owners == ordinal)
-    if not len(places):
+    vector = record_vectors(archive, np.array([ordinal]))[0]
+    if np.isnan(vector[0]):
         raise UsageError(
             f"record {id!r} has no search code: it is no text to the model, so nothing is like it"
         )
-    passages = scaled(read_codes(index.codes[places], archive._search_codec().codebook))
-    vector = scaled(passages.sum(0, keepdims=True))[0]
     positions, scores = index.search(vector, k + 1, allowed)
     others = np.flatnonzero(index.owners[positions] != ordinal)[:k]
     positions, scores = positions[others], scores[others]
     records = index.owners[positions].astype(np.int64)
     found = Found(records, positions, parts[positions], scores, {COSINE: scores})
     return _hits(archive, [found], [""], snippets)[0]
+
+
+def record_vectors(archive: Archive, ordinals: np.ndarray) -> np.ndarray:
+    """What the codes of records stand for, the mean of a record's passages, of unit length: float32 [n, D].
+    Rows of NaN for records without a code. ordinals: int64 [n], rising."""
+    index, _ = archive._index()
+    codebook = archive._search_codec().codebook
+    first, last = (np.searchsorted(index.owners, ordinals, side) for side in ("left", "right"))
+    counts = last - first
+    found = np.full((len(ordinals), codebook.shape[0] * codebook.shape[2]), np.nan, dtype=np.float32)
+    if counts.any():
+        ends = np.cumsum(counts)
+        places = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
+        passages = scaled(read_codes(index.codes[places], codebook))
+        found[counts > 0] = scaled(np.add.reduceat(passages, (ends - counts)[counts > 0]))
+    return found
 
 
 def _check_count(k: int) -> None:

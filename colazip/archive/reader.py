@@ -293,6 +293,31 @@ class Archive:
         for group in range(len(self.manifest.groups)):
             yield from self._store.tables(group)[1].types()
 
+    @property
+    def vector_width(self) -> int:
+        """D, the dimensions of the vectors that the search codes stand for."""
+        self._need(SEARCH)
+        parts, _, width = self._search_codec().codebook.shape
+        return int(parts * width)
+
+    def vectors(
+        self, start: int = 0, stop: int | None = None, *, where: str | None = None
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
+        """(ids, what their search codes stand for) of up to 4,096 records at a time, in order. Decodes nothing.
+
+        Vectors: float32 [n, D], of unit length; of a long record the mean of its passages; rows of NaN for
+        records without a code. start, stop, where: as of `records`. Raises MissingLayerError without a
+        layer search.
+        """
+        from colazip.archive.find import record_vectors
+
+        self._need(SEARCH)
+        for group, rows in chosen_rows(self._store, range(len(self))[start:stop], where):
+            for at in range(0, len(rows), _ROWS):
+                some = np.asarray(rows[at : at + _ROWS], dtype=np.int64)
+                ordinals = some + self._store.first_records[group]
+                yield list(self._ids([(group, some.tolist())])), record_vectors(self, ordinals)
+
     def to_arrow(
         self,
         columns: Sequence[str] | None = None,
@@ -306,11 +331,11 @@ class Archive:
     ) -> pa.RecordBatchReader:
         """Records as Arrow record batches, decoded while they are read: for pandas, Polars, DuckDB, Parquet.
 
-        columns: as `colazip unpack` names them in a table, and `id`; None for all of them. Without the text
-        nothing is decoded. start, stop, where, layer: as of `records`. batch_rows: at most, fewer where
-        texts are long. binary: the text as bytes, for archives of records that are not UTF-8. Raises
-        UsageError for a column that is not there; reading raises as `records` does, and InputError for a
-        text that is not UTF-8.
+        columns: as `colazip unpack` names them in a table, and `id`; None for all of those. `vector`, if it is
+        named, is what `vectors` gives, null without a code. Without the text nothing is decoded. start, stop,
+        where, layer: as of `records`. batch_rows: at most, fewer where texts are long. binary: the text as
+        bytes, for archives of records that are not UTF-8. Raises UsageError for a column that is not there;
+        reading raises as `records` does, and InputError for a text that is not UTF-8.
         """
         from colazip.arrow import batches, columns_of
 

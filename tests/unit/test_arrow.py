@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -97,6 +98,42 @@ def test_without_the_text_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest
         table = archive.to_arrow(["id", "n"], 2, -1, where="n != 5").read_all()
         assert table["n"].to_pylist() == [2, 3, 4, 6, 7, 8]
         assert table["id"].to_pylist() == [f"{i}-" for i in (2, 3, 4, 6, 7, 8)]
+
+
+def test_vectors_of_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colazip.archive.reader._ROWS", 7)
+    monkeypatch.setattr("colazip.archive.writer.GROUP_BLOCKS", 1)
+    codec = PlainCodec(passage_bytes=300)
+    records: list[Any] = [Record((f"word{i} " * (i * 9)).encode(), f"{i}-", {"n": i}) for i in range(40)]
+    records[5] = Record(b"\xff\xfe", "5-", {"n": 5})
+    records[6] = Record(b"y " * 40_000, "6-", {"n": 6})
+    Archive.pack(tmp_path / "a.cola", records, codec=codec)
+    with Archive(tmp_path / "a.cola", codec) as archive:
+        monkeypatch.setattr(archive, "_decode", None)
+        table = archive.to_arrow(["id", "vector"], batch_rows=9).read_all()
+        assert table.schema.field("vector").type == pa.list_(pa.float32(), archive.vector_width)
+        found = dict(zip(table["id"].to_pylist(), table["vector"].to_pylist(), strict=True))
+        assert list(found) == [f"{i}-" for i in range(40)]
+        assert [id for id, vector in found.items() if vector is None] == ["5-"]
+        for id, hit in (("8-", "9-"), ("6-", "7-")):
+            vector = np.array(found[id], dtype=np.float32)
+            assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+            index, _ = archive._index()
+            positions, scores = index.search(vector, 40)
+            likeness = dict(zip(index.owners[positions].tolist(), scores.tolist(), strict=True))
+            near = {h.id: h.score for h in archive.similar(id, 40, snippets=False)}
+            assert near[hit] == pytest.approx(likeness[int(hit[:-1])], abs=1e-5)
+        some = archive.to_arrow(["vector", "n"], 3, 30, where="n > 8")
+        rows = some.read_all().to_pylist()
+        assert [row["n"] for row in rows] == list(range(9, 30))
+        assert all(row["vector"] == found[f"{row['n']}-"] for row in rows)
+    with packed(tmp_path / "a.cola", [Record(b"x", None, {"vector": 3})]) as archive:
+        assert archive.to_arrow(["vector"]).read_all().to_pylist() == [{"vector": 3}]
+    archive = packed(tmp_path / "a.cola", ["x"], layers=[GIST])
+    with archive, pytest.raises(ColazipError, match="has no search layer"):
+        archive.to_arrow(["vector"])
+    with packed(tmp_path / "a.cola", []) as archive:
+        assert archive.to_arrow(["id", "vector"]).read_all().num_rows == 0
 
 
 def test_the_gist_of_records(tmp_path: Path) -> None:
