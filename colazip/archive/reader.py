@@ -303,7 +303,7 @@ class Archive:
     def vectors(
         self, start: int = 0, stop: int | None = None, *, where: str | None = None
     ) -> Iterator[tuple[list[str], np.ndarray]]:
-        """(ids, what their search codes stand for) of up to 4,096 records at a time, in order. Decodes nothing.
+        """(ids, what their search codes stand for) of up to 4,096 records at a time; decodes nothing.
 
         Vectors: float32 [n, D], of unit length; of a long record the mean of its passages; rows of NaN for
         records without a code. start, stop, where: as of `records`. Raises MissingLayerError without a
@@ -331,11 +331,11 @@ class Archive:
     ) -> pa.RecordBatchReader:
         """Records as Arrow record batches, decoded while they are read: for pandas, Polars, DuckDB, Parquet.
 
-        columns: as `colazip unpack` names them in a table, and `id`; None for all of those. `vector`, if it is
-        named, is what `vectors` gives, null without a code. Without the text nothing is decoded. start, stop,
-        where, layer: as of `records`. batch_rows: at most, fewer where texts are long. binary: the text as
-        bytes, for archives of records that are not UTF-8. Raises UsageError for a column that is not there;
-        reading raises as `records` does, and InputError for a text that is not UTF-8.
+        columns: as `colazip unpack` names them in a table, and `id`; None for all of those. `vector`, if
+        named, is what `vectors` gives, null without a code. Without the text nothing is decoded. start,
+        stop, where, layer: as of `records`. batch_rows: at most, fewer where texts are long. binary: the
+        text as bytes, for archives of records that are not UTF-8. Raises UsageError for a column that is not
+        there; reading raises as `records` does, and InputError for a text that is not UTF-8.
         """
         from colazip.arrow import batches, columns_of
 
