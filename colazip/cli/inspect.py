@@ -92,8 +92,8 @@ def strip(archive: str, drop: tuple[str, ...], output: str, force: bool, console
     if not drop:
         raise UsageError("--drop names no layer; choose from search, gist, exact, plain")
     check_free(output, force)
-    before = os.path.getsize(archive)
     with open_archive(archive) as opened:
+        before = opened.info()["file_bytes"]
         opened.strip(drop, output, overwrite=force)
     console.note(f"{output}: {size(before)} -> {size(os.path.getsize(output))} without {', '.join(drop)}")
 

@@ -135,6 +135,34 @@ def test_other_file_systems(archive_file: Path, tmp_path: Path) -> None:
         Archive("memory://box/a.cola")
 
 
+def test_commands_read_archives_at_urls(
+    site: Site, archive_file: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    site.files["/a.cola"] = archive_file.read_bytes()
+    url = f"{site.address}/a.cola"
+
+    def said(*arguments: str) -> str:
+        capfdbinary.readouterr()
+        assert main(list(arguments), CODEC) == 0
+        return capfdbinary.readouterr().out.decode()
+
+    for name, *rest in (
+        ("get", "id-5"),
+        ("list",),
+        ("search", "abc", "-k", "3", "--json"),
+        ("unpack", "-o", "-"),
+    ):
+        assert said(name, url, *rest) == said(name, str(archive_file), *rest)
+    said("info", url)
+    said("verify", url)
+    before = site.sent
+    said("strip", url, "--drop", "exact", "-o", str(tmp_path / "gist.cola"))
+    small = (tmp_path / "gist.cola").stat().st_size
+    assert site.sent - before < small + 200_000 < archive_file.stat().st_size
+    assert main(["index", url], CODEC) == 2
+    assert b"lies beside its archive" in capfdbinary.readouterr().err
+
+
 def test_packing_what_lies_elsewhere(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = pa.table({"text": [f"row {i} of the table" for i in range(5000)], "n": range(5000)})
