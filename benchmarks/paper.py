@@ -34,7 +34,7 @@ from colazip.codec import Codec
 from colazip.errors import InputError
 from colazip.evaluate.cola import continue_tokens, elbo_bits
 from colazip.evaluate.embedder import Embedder
-from colazip.evaluate.language_model import START, LanguageModel, from_checkpoint, matching, text_bits
+from colazip.evaluate.language_model import LanguageModel, from_checkpoint, matching, text_bits
 from colazip.evaluate.overlap import bleu, rouge_l
 from colazip.evaluate.table import markdown
 from colazip.layers import EXACT, GIST
@@ -178,14 +178,13 @@ def language_model_side(
 
 @torch.inference_mode()
 def _greedy(model: LanguageModel, prompts: Tensor, count: int) -> Tensor:
-    """The likeliest continuation, int64 [B, count], of prompts int64 [B, T], one step a token."""
-    cache, token = model.cache(len(prompts)), torch.full((len(prompts),), START)
-    said: list[Tensor] = []
-    for at in range(prompts.shape[1] + count):
-        logits = model.step(token, cache)
-        token = prompts[:, at] if at < prompts.shape[1] else logits.argmax(-1)
-        said.append(token)
-    return torch.stack(said[prompts.shape[1] :], 1)
+    """The likeliest continuation, int64 [B, count], of prompts int64 [B, T]: they are read in one pass, then
+    one step a token."""
+    cache = model.cache(len(prompts))
+    said = [model.prefill(prompts, cache).argmax(-1)]
+    while len(said) < count:
+        said.append(model.step(said[-1], cache).argmax(-1))
+    return torch.stack(said, 1)
 
 
 def latency(answer: Answer, prompts: Tensor, batch: int) -> float:

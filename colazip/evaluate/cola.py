@@ -39,9 +39,9 @@ def continue_tokens(
     noise = torch.Generator(prefix.device).manual_seed(seed)
     known = (vae.encoder(prefix)[0] - vae.shift) / vae.scale
     past, start = prior.memory(), 0
-    for lo in range(0, known.shape[1], prior.block):
-        prior.finish(known[:, lo : lo + prior.block], start, past)
-        start += prior.block
+    if known.shape[1]:
+        prior.finish(known, start, past)
+        start = known.shape[1]
     wanted = -(-count // vae.config.patch)
     blocks, more = [known], -(-wanted // prior.block)
     for left in reversed(range(more)):
@@ -54,7 +54,7 @@ def continue_tokens(
         start += prior.block
         blocks.append(x)
     latents = torch.cat(blocks, 1) * vae.scale + vae.shift
-    states = vae.decoder.states(latents)[:, prefix.shape[1] :][:, :count]
+    states = vae.decoder.states(latents, skip=known.shape[1])[:, :count]
     return vae.decoder.head(states).argmax(-1)
 
 

@@ -88,7 +88,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None, index: int) -> Tensor:
         """turn: cosines and sines [T, HEAD_WIDTH / 2] of the positions. With a cache x is one new position,
-        without one the whole text."""
+        or all of the first ones, without one the whole text."""
         q, k, v = (
             part.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
             for part in self.qkv(self.before_attention(x)).chunk(3, -1)
@@ -97,11 +97,11 @@ class Layer(nn.Module):
         if cache is None:
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            end = cache.filled + 1
-            cache.key[index, :, :, cache.filled] = k[:, :, 0]
-            cache.value[index, :, :, cache.filled] = v[:, :, 0]
+            end = cache.filled + x.shape[1]
+            cache.key[index, :, :, cache.filled : end] = k
+            cache.value[index, :, :, cache.filled : end] = v
             keys, values = cache.key[index, :, :, :end], cache.value[index, :, :, :end]
-            mixed = functional.scaled_dot_product_attention(q, keys, values)
+            mixed = functional.scaled_dot_product_attention(q, keys, values, is_causal=x.shape[1] > 1)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.down(torch.relu(self.up(self.before_mlp(x))).square())
 
@@ -145,13 +145,20 @@ class LanguageModel(nn.Module):
 
     def step(self, token: Tensor, cache: Cache) -> Tensor:
         """The latest token int64 [B] (START at first) -> logits of the next one [B, V], in nats."""
-        at = cache.filled
-        turn = self.cosine[at : at + 1], self.sine[at : at + 1]
-        x = self.embed(token)[:, None]
+        return self._cached(token[:, None], cache)
+
+    def prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """A prompt int64 [B, T] in one pass -> logits of the token after it [B, V]. cache: an empty one."""
+        return self._cached(functional.pad(tokens, (1, 0), value=START), cache)
+
+    def _cached(self, tokens: Tensor, cache: Cache) -> Tensor:
+        at, end = cache.filled, cache.filled + tokens.shape[1]
+        turn = self.cosine[at:end], self.sine[at:end]
+        x = self.embed(tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, turn, cache, index)
-        cache.filled += 1
-        return self._logits(x[:, 0])
+        cache.filled = end
+        return self._logits(x[:, -1])
 
     def _logits(self, x: Tensor) -> Tensor:
         return functional.linear(self.norm(x), self.embed.weight)

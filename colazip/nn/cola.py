@@ -103,21 +103,21 @@ class VAELayer(Layer):
         self.up = nn.Linear(width, config.vae_hidden, bias=False)
         self.down = nn.Linear(config.vae_hidden // 2, width, bias=False)
 
-    def run(self, x: Tensor, turn: Tensor, past: KeysValues | None = None) -> Tensor:
+    def run(self, x: Tensor, turn: Tensor, past: KeysValues | None = None, skip: int = 0) -> Tensor:
         """turn: `rotation` of the positions. past: positions before x, which x is added to; None while
-        training."""
+        training. skip: so many of the first positions are seen by those after them, and not returned."""
         batch, length, width = x.shape
         qkv = self.qkv(self.before_attention(x)).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, P, W]
-        q, k = rotate(q, turn), rotate(k, turn)
-        if past is None:
+        q, k = rotate(q, turn)[:, :, skip:], rotate(k, turn)
+        if past is None and not skip:
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            k, v = past.joined(k, v, keep=True)
-            before = k.shape[2] - length
-            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(before)
+            k, v = (k, v) if past is None else past.joined(k, v, keep=True)
+            before = k.shape[2] - q.shape[2]
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(before)
             mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        x = x[:, skip:] + self.out(mixed.transpose(1, 2).reshape(batch, length - skip, width))
         value, gate = self.up(self.before_mlp(x)).chunk(2, -1)
         return x + self.down(functional.silu(gate) * value)
 
@@ -131,11 +131,14 @@ class _Stack(nn.Module):
         self.layers = nn.ModuleList(VAELayer(config) for _ in range(config.vae_layers))
         self.norm = nn.LayerNorm(config.vae_width)
 
-    def forward(self, x: Tensor, start: int = 0, past: list[KeysValues] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, start: int = 0, past: list[KeysValues] | None = None, skip: int = 0
+    ) -> Tensor:
         at = torch.arange(start, start + x.shape[1], device=x.device)
         turn = rotation(at, self.head_width, 500_000.0)
+        last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x = layer(x, turn, None if past is None else past[index])
+            x = layer(x, turn, None if past is None else past[index], skip if index == last else 0)
         return self.norm(x)
 
 
@@ -177,11 +180,13 @@ class Decoder(nn.Module):
         self.split = nn.Linear(width, config.patch * width, bias=False) if config.patch > 1 else nn.Identity()
         self.head = nn.Linear(width, config.vocabulary, bias=False)
 
-    def states(self, z: Tensor, start: int = 0, past: list[KeysValues] | None = None) -> Tensor:
-        """z [B, P, C] -> what the head reads for each token, [B, P * K, D]. past: the latents before z,
-        `start` of them, one entry a layer."""
+    def states(
+        self, z: Tensor, start: int = 0, past: list[KeysValues] | None = None, skip: int = 0
+    ) -> Tensor:
+        """z [B, P, C] -> what the head reads for each token, [B, (P - skip) * K, D]. past: the latents before
+        z, `start` of them, one entry a layer. skip: of so many first latents the tokens aren't wanted."""
         x = self.enter(z.to(self.enter.weight.dtype))
-        return self.split(self.stack(x, start, past)).unflatten(-1, (self.patch, -1)).flatten(1, 2)
+        return self.split(self.stack(x, start, past, skip)).unflatten(-1, (self.patch, -1)).flatten(1, 2)
 
     def forward(self, z: Tensor, start: int = 0, past: list[KeysValues] | None = None) -> Tensor:
         """Logits of each token [B, P * K, V], in nats; arguments as of `states`."""

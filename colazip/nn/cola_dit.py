@@ -43,7 +43,7 @@ class PriorLayer(Layer):
     ) -> Tensor:
         """time: as `_each_position` takes it, of width D."""
         batch, length, width = x.shape
-        modulation = _each_position(self.modulate(time), length, self.block)  # [B, N or 1, 6 D]
+        modulation = _each_position(self.modulate(time), length, self.block)  # [B or 1, N or 1, 6 D]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
         h = functional.layer_norm(x, (width,)) * (1 + scale1) + shift1
         q, k, v = self.qkv(h).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -55,6 +55,16 @@ class PriorLayer(Layer):
         x = x + gate1 * self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         h = functional.layer_norm(x, (width,)) * (1 + scale2) + shift2
         return x + gate2 * self.down(functional.gelu(self.up(h), approximate="tanh"))
+
+    def remember(self, x: Tensor, time: Tensor, turn: Tensor, past: KeysValues) -> None:
+        """Append the keys and values of x, of one time [B or 1, 1, D]: all that the last layer is asked for
+        of finished blocks."""
+        batch, length, width = x.shape
+        shift, scale = self.modulate(time).chunk(6, -1)[:2]
+        h = functional.layer_norm(x, (width,)) * (1 + scale) + shift
+        keys_values = functional.linear(h, self.qkv.weight[width:])
+        k, v = keys_values.view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        past.joined(rotate(functional.normalize(k, dim=-1), turn), v, keep=True)
 
 
 class ColaDiT(nn.Module):
@@ -118,22 +128,27 @@ class ColaDiT(nn.Module):
     def velocity(self, x: Tensor, t: float, start: int, past: list[KeysValues]) -> Tensor:
         """Velocity of one noisy block [B, n, C] at time t, at position `start`, after the blocks in
         `past`."""
-        return self._leave(*self._run(x, t, start, past, keep=False))
+        x, time, turn = self._enter(x, t, start)
+        for layer, memory in zip(self.layers, past, strict=True):
+            x = layer(x, time, turn, None, memory)
+        return self._leave(x, time)
 
     def finish(self, x: Tensor, start: int, past: list[KeysValues]) -> None:
-        """Append a finished block [B, n, C] to `past`. Several whole blocks at once: call it for each."""
-        self._run(x, 1.0, start, past, keep=True)
+        """Append finished blocks [B, n, C] to `past`, which holds whole ones."""
+        x, time, turn = self._enter(x, 1.0, start)
+        of = torch.arange(start, start + x.shape[1], device=x.device) // self.block
+        before = torch.arange(start + x.shape[1], device=x.device) // self.block
+        mask = None if x.shape[1] <= self.block else of[:, None] >= before[None]
+        for layer, memory in zip(self.layers[:-1], past, strict=False):
+            x = layer(x, time, turn, mask, memory, True)
+        self.layers[-1].remember(x, time, turn, past[-1])  # type: ignore[union-attr, operator]
 
-    def _run(
-        self, x: Tensor, t: float, start: int, past: list[KeysValues], *, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        time = self.embed_time(torch.full((len(x), 1), t, device=x.device))
+    def _enter(self, x: Tensor, t: float, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What layers take: states, the time, which all share, and the turns of the positions."""
+        time = self.embed_time(torch.full((1, 1), t, device=x.device))
         at = torch.arange(start, start + x.shape[1], device=x.device)
         turn = rotation(at, self.head_width, 10_000.0)
-        x = self.enter(x.to(self.enter.weight.dtype))
-        for layer, memory in zip(self.layers, past, strict=True):
-            x = layer(x, time, turn, None, memory, keep)
-        return x, time
+        return self.enter(x.to(self.enter.weight.dtype)), time, turn
 
 
 def _each_position(rows: Tensor, length: int, block: int) -> Tensor:

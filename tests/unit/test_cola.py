@@ -49,6 +49,8 @@ def test_the_vae_looks_back_only(patch: int) -> None:
     memory = vae.decoder.memory()
     steps = [vae.decoder(mean[:, lo : lo + 5], lo, memory) for lo in (0, 5, 10)]
     torch.testing.assert_close(torch.cat(steps, 1), logits, rtol=1e-4, atol=1e-4)
+    late = vae.decoder.head(vae.decoder.states(mean, skip=7))
+    torch.testing.assert_close(late, logits[:, 7 * patch :], rtol=1e-4, atol=1e-4)
 
 
 def test_the_prior_block_by_block_is_the_training_pass() -> None:
@@ -63,6 +65,12 @@ def test_the_prior_block_by_block_is_the_training_pass() -> None:
             prior.velocity(noisy[:, block], 0.3, lo, past), whole[:, block], rtol=1e-3, atol=1e-4
         )
         prior.finish(clean[:, block], lo, past)
+    together = prior.memory()  # two blocks at once, after one alone
+    prior.finish(clean[:, :8], 0, together)
+    prior.finish(clean[:, 8:], 8, together)
+    for one, other in zip(past, together, strict=True):
+        torch.testing.assert_close(one.key, other.key, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.value, other.value, rtol=1e-4, atol=1e-5)
     # Without the history, only the first block is as before.
     alone = prior(noisy, torch.full((2, 3), 0.3), clean, valid, ~history)
     torch.testing.assert_close(alone[:, :8], whole[:, :8])

@@ -59,6 +59,13 @@ def test_step_and_parallel_pass_agree(model: LanguageModel) -> None:
         step = model.step(last, cache)
         assert torch.allclose(step[0], model(text[None])[0, at], atol=1e-4)
         last = text[at : at + 1]
+    for length in (0, 1, 9):
+        begun = model.cache()
+        assert torch.allclose(
+            model.prefill(text[None, :length], begun)[0], model(text[None])[0, length], atol=1e-4
+        )
+        after = model.step(text[length : length + 1], begun)
+        assert torch.allclose(after[0], model(text[None])[0, length + 1], atol=1e-4)
 
 
 def test_generation_is_greedy(model: LanguageModel) -> None:
