@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 
@@ -145,15 +146,24 @@ def pack_dataset(
 
 
 def _schema_and_batches(dataset: Dataset | IterableDataset) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    tables = dataset.with_format("arrow").iter(_READ_ROWS)
     if dataset.features is not None:
+        tables = dataset.with_format("arrow").iter(_READ_ROWS)
         schema = dataset.features.arrow_schema.remove_metadata()
     else:
+        # As Arrow, datasets would make a table of each row, and refuse rows that differ in a null.
+        tables = map(_inferred, dataset.with_format(None).iter(_READ_ROWS))
         first = next(tables, None)
         if first is None:
             raise InputError(f"{_NAME} has neither rows nor features; check where it comes from")
         schema, tables = first.schema.remove_metadata(), chain([first], tables)
     return schema, (batch for table in tables for batch in _cast(table, schema).to_batches())
+
+
+def _inferred(rows: dict[str, list[Any]]) -> pa.Table:
+    try:
+        return pa.table(rows)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise _unlike(error) from None
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -170,11 +180,15 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
             for field in schema
         ]
     except (pa.ArrowException, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{_NAME}: its rows are not all of one schema: {reason}; cast it to features that fit all"
-        ) from None
+        raise _unlike(error) from None
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _unlike(error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(
+        f"{_NAME}: its rows are not all of one schema: {reason}; cast it to features that fit all"
+    )
 
 
 def _ticks(dataset: Dataset | IterableDataset, names: Sequence[str]) -> list[str]:

@@ -48,6 +48,10 @@ class CodecChoice:
         """The codec of this process. Raises ModelError."""
         return _loaded(self)
 
+    def to_read(self) -> ArchiveCodec | None:
+        """The same, but None for the model in the package, which an archive loads if it comes to that."""
+        return None if self.model is None and self.make is None else self.load()
+
 
 @lru_cache(maxsize=1)
 def _loaded(choice: CodecChoice) -> ArchiveCodec:
@@ -132,7 +136,7 @@ class Scan:
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
         """The records of a range, as `Archive.to_arrow` has them; opens and closes the archive. Raises
         InputError if it isn't the one that the scan was made for any more."""
-        codec = self.codec.load() if self.columns.reads_text else None
+        codec = self.codec.to_read() if self.columns.reads_text else None
         with Archive(self.path, codec) as archive:
             if archive._store.fingerprint != self.fingerprint:
                 raise InputError(f"{self.path}: was changed meanwhile; read it again from the start")
