@@ -129,8 +129,8 @@ def test_an_empty_archive(tmp_path: Path) -> None:
     from colazip.integrations.datasets import load_archive
 
     Archive.pack(tmp_path / "a.cola", [], codec=PlainCodec())
-    assert len(load_archive(tmp_path / "a.cola")) == 0
-    assert list(load_archive(tmp_path / "a.cola", streaming=True)) == []
+    assert len(load_archive(tmp_path / "a.cola", codec=PlainCodec)) == 0
+    assert list(load_archive(tmp_path / "a.cola", codec=PlainCodec, streaming=True)) == []
 
 
 TABLE = pa.table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -208,7 +209,9 @@ def test_order_is_kept_where_tasks_end_in_another(tmp_path: Path) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False
     try:
-        dataset = blocks_of(pa.table({"text": [text_of(i) for i in range(80)]}), 8).map_batches(first_is_slow)
+        blocks = blocks_of(pa.table({"text": [text_of(i) for i in range(80)]}), 8)
+        marker = {"marker": str(tmp_path / "marker")}
+        dataset = blocks.map_batches(first_is_last, num_cpus=0.25, fn_kwargs=marker)
         write_archive(dataset, tmp_path / "a.cola", codec=PlainCodec)
         assert dataset.context.execution_options.preserve_order is False
     finally:
@@ -217,10 +220,15 @@ def test_order_is_kept_where_tasks_end_in_another(tmp_path: Path) -> None:
         assert [(r.id, r.data.decode()) for r in opened] == [(str(i), text_of(i)) for i in range(80)]
 
 
-def first_is_slow(batch: dict[str, Any]) -> dict[str, Any]:
-    import time
-
-    time.sleep(1.5 if batch["text"][0].startswith("text 0 ") else 0)
+def first_is_last(batch: dict[str, Any], marker: str) -> dict[str, Any]:
+    """The first block waits until another one is done."""
+    if batch["text"][0].startswith("text 0 "):
+        deadline = time.monotonic() + 20
+        while not os.path.exists(marker) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+    elif batch["text"][0].startswith("text 10 "):
+        Path(marker).touch()
     return batch
 
 
