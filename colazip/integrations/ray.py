@@ -35,6 +35,7 @@ except ImportError as error:
 
 _PART_BYTES = 4 << 20  # of rows that a task packs at least, where there are so many: a group of an archive
 _READ_ROWS = 256
+_PRUNES = (2, 60)  # the release of Ray from which a read is told which columns a plan needs, and no more
 _REMOVALS = 5
 
 
@@ -52,10 +53,10 @@ def read_archive(
 ) -> ray.data.Dataset:
     """The records of an archive as a Ray dataset: each read task decodes a range of them.
 
-    columns, layer, where, binary: as of `Archive.to_arrow`; columns that a plan drops later
-    (`select_columns`) are not read either, and without the text nothing is decoded. Rows come in the
-    archive's order if the context says `execution_options.preserve_order`, as ever in Ray. The archive must
-    be under the same path on all nodes, and stay as it is until all is read.
+    columns, layer, where, binary: as of `Archive.to_arrow`. Columns that a plan drops later
+    (`select_columns`) are not read either, from Ray 2.60 on; without the text nothing is decoded. Rows come
+    in the archive's order if the context says `execution_options.preserve_order`, as ever in Ray. The archive
+    must be under the same path on all nodes, and stay as it is until all is read.
 
     model: folder of another model than the one in the package, on all nodes. codec: instead, a function or
     class that makes the codec, once a worker; it is pickled. override_num_blocks, options: as of
@@ -83,7 +84,8 @@ class ArchiveDatasource(Datasource):  # type: ignore[misc]
         return self._projected().memory_bytes()
 
     def supports_projection_pushdown(self) -> bool:
-        return True
+        # Earlier ones have the read rename columns too, each in a way of its own.
+        return tuple(map(int, ray.__version__.split(".")[:2])) >= _PRUNES
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -26,23 +27,25 @@ CodecMaker = Callable[[], ArchiveCodec]
 
 @dataclass(frozen=True)
 class CodecChoice:
-    """Which codec each process makes for itself, once.
+    """Which codec each process makes for itself, once. Made by `of`.
 
-    model: a model's folder, None for the model in the package. make: what makes the codec in its place; a
-    function or class that can be imported, or be pickled otherwise. Raises UsageError for both.
+    model: a model's folder, None for the model in the package. make: what makes the codec in its place; it
+    can be pickled. key: stands for that, of which a process gets a copy with each of its tasks.
     """
 
-    model: str | None = None
-    make: CodecMaker | None = None
-
-    def __post_init__(self) -> None:
-        if self.model is not None and self.make is not None:
-            raise UsageError("model and codec both say what to read and write with; give one of them")
+    model: str | None
+    make: CodecMaker | None = field(compare=False)
+    key: str
 
     @classmethod
     def of(cls, model: str | os.PathLike[str] | None, make: CodecMaker | None) -> CodecChoice:
-        """model: relative to the current folder, which need not be that of other processes."""
-        return cls(None if model is None else os.path.abspath(model), make)
+        """model: relative to the current folder, which need not be that of other processes. Raises
+        UsageError for both."""
+        if model is not None and make is not None:
+            raise UsageError("model and codec both say what to read and write with; give one of them")
+        if make is not None and not callable(make):
+            raise UsageError(f"codec is a function that makes a codec, not a {type(make).__name__}")
+        return cls(None if model is None else os.path.abspath(model), make, uuid4().hex if make else "")
 
     def load(self) -> ArchiveCodec:
         """The codec of this process. Raises ModelError."""

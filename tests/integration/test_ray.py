@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,24 @@ def test_columns_filters_and_counts_decode_nothing(archive: Path) -> None:
     whole = read_archive(archive, where="day < '2020-02-01'", codec=NeverMade, override_num_blocks=3)
     assert whole.count() == 31
     assert [row["n"] for row in whole.select_columns(["n"]).take(3)] == [0, 1, 2]
+    renamed = whole.rename_columns({"n": "id", "id": "n"}).select_columns(["id", "n"])
+    assert renamed.take(1) == [{"id": 0, "n": "id-0"}]
+
+
+def test_a_worker_makes_its_codec_once(archive: Path, tmp_path: Path) -> None:
+    from colazip.integrations.ray import read_archive
+
+    made = tmp_path / "made"
+    dataset = read_archive(archive, codec=partial(noted, str(made)), override_num_blocks=8)
+    assert sum(len(ray.get(ref)) for ref in dataset.materialize().to_arrow_refs()) == ROWS
+    workers = made.read_text().split()
+    assert len(workers) == len(set(workers)) <= 2
+
+
+def noted(file: str) -> PlainCodec:
+    with open(file, "a") as out:
+        out.write(f"{os.getpid()}\n")
+    return PlainCodec()
 
 
 def test_the_gist_and_bytes(archive: Path, tmp_path: Path) -> None:
@@ -153,6 +172,8 @@ def test_what_is_wrong_shows_at_once(archive: Path, tmp_path: Path) -> None:
         read_archive(archive, layer="plain")
     with pytest.raises(UsageError, match="model and codec both"):
         read_archive(archive, model="folder", codec=PlainCodec)
+    with pytest.raises(UsageError, match="codec is a function that makes a codec, not a PlainCodec"):
+        read_archive(archive, codec=PlainCodec())  # type: ignore[arg-type]
     Archive.pack(tmp_path / "s.cola", ["a"], codec=PlainCodec(), layers=[SEARCH])
     with pytest.raises(MissingLayerError, match="has no exact layer"):
         read_archive(tmp_path / "s.cola")
