@@ -296,7 +296,5 @@ def _open_tables(
                 raise InputError(f"{path}: its columns are not those of {paths[0]}; pack it apart")
             yield from table
 
-    description = {"kind": "table", "name": name, **described, "text_column": columns.text}
-    if columns.id is not None:
-        description["id_column"] = columns.id
+    description = {"kind": "table", "name": name, **described, **columns.describe()}
     return Source(description, records(), lambda: current[0].fraction() if len(paths) == 1 else None, files)

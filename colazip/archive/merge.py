@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from colazip.archive.output import AtomicFile
 from colazip.archive.reader import Archive
 from colazip.archive.record import PackSummary
 from colazip.archive.rows import with_ids
-from colazip.archive.writer import Container, KnownIds
+from colazip.archive.writer import Container, KnownIds, check_source
 from colazip.errors import InputError, UsageError
 from colazip.version import __version__
 
@@ -34,11 +34,13 @@ def merge(
     paths: Sequence[str | os.PathLike[str]],
     overwrite: bool,
     progress: Progress | None,
+    source: Mapping[str, Any] | None = None,
 ) -> PackSummary:
     """What `Archive.merge` does. One archive is open at a time: there may be more than a process may open."""
     if isinstance(paths, str | bytes | os.PathLike) or not paths:
         raise UsageError("a merge takes a list of archives, at least one")
     manifests = _manifests(paths)
+    origin = _common_source(manifests) if source is None else check_source(source)
     known = KnownIds()
     records = text_bytes = 0
     with AtomicFile(out, overwrite) as file:
@@ -62,7 +64,7 @@ def merge(
             manifests[0],
             writer=__version__,
             text_bytes=text_bytes,
-            source=_common_source(manifests),
+            source=origin,
             groups=tuple(container.groups),
             embedder=embedder,
             abridged=abridged[:MAX_ABRIDGED] or None,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from colazip.archive.blocks import BlockTable
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
-from colazip.archive.selection import Places, Run, chosen_rows, stream
+from colazip.archive.selection import Places, Run, chosen_rows, ranges, stream
 from colazip.archive.snippets import Passage
 from colazip.archive.store import Store
 from colazip.embedder import Embedder, Encode, as_embedder
@@ -163,18 +163,19 @@ class Archive:
         archives: Sequence[str | os.PathLike[str]],
         *,
         overwrite: bool = False,
+        source: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> PackSummary:
         """Write one archive of the records of several, in their order, to `path`, which may be one of them.
 
         Nothing is coded anew. Records keep their ids and metadata; those that go by their numbers are
-        numbered on. progress: called with the totals so far of records and text bytes. Raises UsageError
-        unless all were packed by one model with the same layers and sizes of codes, InputError for an id that
-        occurs twice, and as `pack` does.
+        numbered on. source: as of `pack`; None: what all of them say alike. progress: called with the totals
+        so far of records and text bytes. Raises UsageError unless all were packed by one model with the same
+        layers and sizes of codes, InputError for an id that occurs twice, and as `pack` does.
         """
         from colazip.archive.merge import merge
 
-        return merge(path, archives, overwrite, progress)
+        return merge(path, archives, overwrite, progress, source)
 
     def __enter__(self) -> Archive:
         return self
@@ -286,6 +287,19 @@ class Archive:
                     strict=True,
                 )
                 yield from compress(every, wanted)
+
+    def ranges(self, count: int) -> list[tuple[int, int]]:
+        """(start, stop) of at most `count` ranges of records, of about as many blocks each, which together
+        are all of them in order: for tasks that read side by side.
+
+        They break where a record begins with a block, so that no block is decoded for two of them. Only where
+        records lie across blocks for long, and ranges are of 8 blocks or more, they break within one. Of a
+        small archive there may be fewer ranges, of an empty one there are none. Raises UsageError for a count
+        below 1.
+        """
+        if count < 1:
+            raise UsageError(f"{count} ranges; ask for 1 or more")
+        return ranges(self._store, count)
 
     def metadata_types(self) -> Iterator[tuple[str, pa.DataType | None]]:
         """(key, type of its values) for each key of metadata in each group of rows; None where Arrow has no

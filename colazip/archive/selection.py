@@ -3,9 +3,10 @@ that hold one of them are decoded."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Generic, TypeVar
 
@@ -15,6 +16,7 @@ from colazip.archive.filters import passing
 from colazip.archive.store import Store
 
 _T = TypeVar("_T")
+_WIDE = 8  # blocks of a range that may share one with its neighbour
 Places = Sequence[tuple[int, int]]  # group and block in it
 Run = tuple[int, int, list[list[_T]]]  # group, first row, the parts of that row and of those after it
 
@@ -25,7 +27,7 @@ def chosen_rows(store: Store, span: range, where: str | None) -> Iterator[tuple[
     span: ordinals, step 1. where: only records whose metadata pass. Raises UsageError for a filter that can't
     be read.
     """
-    return _chosen(store, span, None if where is None else passing(store, where))
+    return _chosen(store, span, None if where is None else passing(store, where, span))
 
 
 def _chosen(store: Store, span: range, mask: np.ndarray | None) -> Iterator[tuple[int, Sequence[int]]]:
@@ -37,6 +39,32 @@ def _chosen(store: Store, span: range, mask: np.ndarray | None) -> Iterator[tupl
             rows = (np.flatnonzero(mask[begin:end]) + rows[0]).tolist()
         if rows:
             yield group, rows
+
+
+def ranges(store: Store, count: int) -> list[tuple[int, int]]:
+    """What `Archive.ranges` gives."""
+    blocks = store.manifest.blocks
+    count = min(count, blocks)
+    cuts = {_cut(store, blocks * at // count, blocks / count) for at in range(1, count)}
+    bounds = sorted({0, store.first_records[-1], *cuts})
+    return list(pairwise(bounds))
+
+
+def _cut(store: Store, block: int, width: float) -> int:
+    """Ordinal of a record to cut before, near `block` (counted over the archive). width: blocks a range."""
+    group = bisect_right(store.first_blocks, block) - 1
+    block -= store.first_blocks[group]
+    if block == 0:  # groups begin with a record, so their tables needn't be read
+        return store.first_records[group]
+    blocks, rows = store.tables(group)
+    if rows.starts is None:
+        return store.first_records[group] + int(blocks.starts[block])
+    begun = np.intersect1d(blocks.starts, rows.starts)  # parts that a block and a record begin with
+    away = np.abs(np.searchsorted(blocks.starts, begun) - block)
+    part = begun[away.argmin()]
+    if width >= _WIDE and away.min() > width / 2:
+        part = blocks.starts[block]
+    return store.first_records[group] + int(np.searchsorted(rows.starts, part))
 
 
 def stream(

@@ -51,7 +51,7 @@ class Store:
             raise
         self.first_records = [0, *accumulate(group.records for group in self.manifest.groups)]
         self.first_parts = [0, *accumulate(group.parts for group in self.manifest.groups)]
-        self._first_blocks = [0, *accumulate(group.blocks for group in self.manifest.groups)]
+        self.first_blocks = [0, *accumulate(group.blocks for group in self.manifest.groups)]
         self._groups: OrderedDict[int, tuple[BlockTable, RowTable]] = OrderedDict()
         self._id_index: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -134,7 +134,7 @@ class Store:
         first, last = (int(row) for row in rows.row_of(table.starts[[block, block + 1]] - [0, 1]))
         names = [self.names(group, row, row + 1)[0] for row in dict.fromkeys((first, last))]
         of = f"record {names[0]!r}" if len(names) == 1 else f"records {names[0]!r} to {names[1]!r}"
-        return f"{self.path}: block {self._first_blocks[group] + block} ({of})"
+        return f"{self.path}: block {self.first_blocks[group] + block} ({of})"
 
     def names(self, group: int, start: int, stop: int) -> list[str]:
         """Ids of rows start to stop of a group."""

@@ -71,7 +71,7 @@ def pack(
         batch_blocks = codec.pack_batch
     if batch_blocks < 1:
         raise UsageError("batch_blocks must be at least 1")
-    origin = _check_source(source)
+    origin = check_source(source)
     with AtomicFile(path, overwrite) as file:
         container = Container(file)
         gatherer = _Gatherer(container, codec, layers, preset, batch_blocks, progress)
@@ -358,7 +358,7 @@ def _rough_size(record: Record) -> int:
     return size
 
 
-def _check_source(source: Mapping[str, Any] | None) -> dict[str, Any]:
+def check_source(source: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of `source` that msgpack and JSON hold alike."""
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(source or {}), allow_nan=False))

@@ -42,18 +42,24 @@ class TableReader(Protocol):
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """Which column is the text, and which, if any, the id."""
+    """Which column is the text, and which, if any, the id. called: what the user chooses the two with."""
 
     text: str = "text"
     id: str | None = None
+    called: tuple[str, str] = ("--text-column", "--id-column")
 
     def __post_init__(self) -> None:
         if self.text == self.id:
             raise UsageError(f"column {self.text!r} can't be both text and id; name two columns")
 
+    def describe(self) -> dict[str, str]:
+        """What a manifest says of the choice, for `TableLayout.from_source`."""
+        own = {"text_column": self.text}
+        return own if self.id is None else {**own, "id_column": self.id}
+
     def check(self, names: Sequence[str], where: str) -> None:
         """Raises InputError, with the names there are, if one of the two columns is missing."""
-        for wanted, option in ((self.text, "--text-column"), (self.id, "--id-column")):
+        for wanted, option in zip((self.text, self.id), self.called, strict=True):
             if wanted is not None and wanted not in names:
                 listed = ", ".join(repr(name) for name in names) or "none"
                 raise InputError(f"{where} has no column {wanted!r}; it has {listed}; choose with {option}")
@@ -62,7 +68,7 @@ class ColumnChoice:
         """The error for a text cell that holds no text."""
         held = "no text (null)" if value is None else f"{type(value).__name__}, not text"
         return InputError(
-            f"{where}: column {self.text!r} holds {held}; fill it, drop the row or --text-column"
+            f"{where}: column {self.text!r} holds {held}; fill it, drop the row or {self.called[0]}"
         )
 
 

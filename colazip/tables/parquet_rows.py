@@ -12,17 +12,8 @@ import pyarrow.parquet as pq
 
 from colazip.archive.record import Record
 from colazip.errors import InputError, UsageError
-from colazip.tables.arrow_plain import (
-    from_plain,
-    has_nanoseconds,
-    is_nanoseconds,
-    is_text,
-    plain_type,
-    schema_from_text,
-    schema_to_text,
-    text_bytes,
-    to_plain,
-)
+from colazip.tables.arrow_plain import from_plain, has_nanoseconds, schema_from_text
+from colazip.tables.arrow_rows import ArrowRows, nanosecond_columns
 from colazip.tables.common import ColumnChoice, Input, TableLayout, row_groups
 
 READ_ROWS = 256
@@ -35,73 +26,33 @@ class ParquetReader:
 
     def __init__(self, source: Input, columns: ColumnChoice) -> None:
         self.source = source
-        self.columns = columns
-        self.done = 0
         name = source.name
         with _as_input_error(name):
             self.file = pq.ParquetFile(source.file)
-            self.schema = self.file.schema_arrow.remove_metadata()
-        names = self.schema.names
-        if len(set(names)) < len(names):
-            raise InputError(f"{name}: two columns share a name; rename one")
-        columns.check(names, name)
-        kind = self.schema.field(columns.text).type
-        if not is_text(kind):
-            raise InputError(
-                f"{name}: column {columns.text!r} is {kind}, not text; choose with --text-column"
-            )
-        self.plain = {
-            field.name: plain_type(field.type, f"{name}: column {field.name!r}")
-            for field in self.schema
-            if field.name != columns.text
-        }
-        for field in self.schema:
-            if field.name in self.plain and is_nanoseconds(field.type):
-                with _as_input_error(name):
-                    batches = self.file.iter_batches(columns=[field.name])
-                    if has_nanoseconds(batch.column(0) for batch in batches):
-                        self.plain[field.name] = pa.int64()
-        if columns.id is not None:
-            kind = self.schema.field(columns.id).type
-            if not is_text(kind) and not pa.types.is_integer(kind):
-                raise InputError(f"{name}: id column {columns.id!r} is {kind}; ids are text or integers")
+            schema = self.file.schema_arrow
+        self.rows = ArrowRows(schema, columns, name)
+        if fine := [column for column in nanosecond_columns(schema, columns.text) if self._is_finer(column)]:
+            self.rows = ArrowRows(schema, columns, name, fine)
+
+    def _is_finer(self, column: str) -> bool:
+        with _as_input_error(self.source.name):
+            return has_nanoseconds(batch.column(0) for batch in self.file.iter_batches(columns=[column]))
 
     def describe(self) -> dict[str, Any]:
-        described = {"format": "parquet", "columns": self.schema.names, "schema": schema_to_text(self.schema)}
-        if self.columns.id is not None and pa.types.is_integer(self.schema.field(self.columns.id).type):
-            described["id_type"] = "int"
-        return described
+        return self.rows.describe()
 
     def __iter__(self) -> Iterator[Record]:
         batches = self.file.iter_batches(batch_size=READ_ROWS)
         while True:
             with _as_input_error(self.source.name):
                 batch = next(batches, None)
-                cells = None if batch is None else self._cells(batch)
-            if cells is None:
+                records = None if batch is None else list(self.rows.records(batch))
+            if records is None:
                 return
-            for row in zip(*cells.values(), strict=True):
-                self.done += 1
-                yield self._record(dict(zip(cells, row, strict=True)))
+            yield from records
 
     def fraction(self) -> float | None:
-        return self.done / max(int(self.file.metadata.num_rows), 1)
-
-    def _cells(self, batch: pa.RecordBatch) -> dict[str, list[Any]]:
-        cells = {name: to_plain(batch.column(name), plain) for name, plain in self.plain.items()}
-        return {self.columns.text: text_bytes(batch.column(self.columns.text))} | cells
-
-    def _record(self, cells: dict[str, Any]) -> Record:
-        where = f"{self.source.name}: row {self.done}"
-        data = cells.pop(self.columns.text)
-        if data is None:
-            raise self.columns.refuse_text(None, where)
-        if self.columns.id is None:
-            return Record(data, None, cells)
-        key = cells.pop(self.columns.id)
-        if key is None:
-            raise InputError(f"{where}: id column {self.columns.id!r} is null; give every row an id")
-        return Record(data, str(key), cells)
+        return self.rows.done / max(int(self.file.metadata.num_rows), 1)
 
 
 def write_parquet(file: BinaryIO, records: Iterable[Record], layout: TableLayout) -> None:

@@ -66,6 +66,13 @@ def test_langchain_retriever() -> None:
     assert out.count("\n[") == 3
 
 
+def test_ray_pipeline() -> None:
+    pytest.importorskip("ray", reason="not installed: pip install 'colazip[ray]'")
+    out = run_example("ray_pipeline.py")
+    assert "160 records packed" in out and " of them about tea, with " in out
+    assert out.endswith("16 topics\n")
+
+
 def test_image_prior() -> None:
     out = run_example("image_prior.py", "--steps", "3")
     assert "step 3: flow loss" in out
