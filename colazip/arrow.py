@@ -52,6 +52,8 @@ def columns_of(archive: Archive, names: Sequence[str] | None = None, *, binary: 
     names: only these, in this order. binary: the text as bytes. Raises UsageError for a name that is no
     column.
     """
+    if names is not None and not names:
+        raise UsageError(f"{archive.path}: no columns are named; name some, or None for all")
     layout = TableLayout.from_source(archive.source)
     if layout.schema is not None:
         # Batches would each have a dictionary of their own, which few that read them expect.

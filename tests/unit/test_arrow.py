@@ -161,6 +161,8 @@ def test_what_can_be_no_table(tmp_path: Path) -> None:
     with packed(tmp_path / "a.cola", ["x"]) as archive:
         with pytest.raises(UsageError, match="has no column 'year'; it has 'id', 'text'"):
             archive.to_arrow(["year"])
+        with pytest.raises(UsageError, match="no columns are named"):
+            archive.to_arrow([])
         with pytest.raises(UsageError, match="0 rows a batch"):
             archive.to_arrow(batch_rows=0).read_all()
         with pytest.raises(UsageError, match="names column 'year'"):
