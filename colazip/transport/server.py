@@ -114,8 +114,8 @@ class ArchiveServer(fl.FlightServerBase):
 
     def stop(self, grace: float = 5.0) -> bool:
         """Take no more calls, end streams at their next batch, and close the archives. False if calls are
-        still running after `grace` seconds, as where a client holds a stream without reading it: they end
-        with the process."""
+        still running after `grace` seconds, as where a client holds a stream without reading it. Arrow then
+        waits for that client, also at the end of the program; `os._exit` does not."""
         self._stopping = True
         ending = threading.Thread(target=super().shutdown, daemon=True)
         ending.start()
