@@ -320,7 +320,7 @@ class CountingServer(ArchiveServer):
         before = -1
         while before < self.made:
             before = self.made
-            time.sleep(0.3)
+            time.sleep(0.5)
 
 
 def test_a_client_that_does_not_read_holds_up_nobody(long: CountingServer) -> None:
@@ -344,6 +344,8 @@ def test_a_stream_ends_with_its_server(long: CountingServer) -> None:
         reader.read_next_batch()
         stopping = threading.Thread(target=long.stop, kwargs={"grace": 20})
         stopping.start()
+        while not long._stopping:
+            time.sleep(0.01)
         with pytest.raises(InputError, match="can't be reached: the server is stopping"):
             reader.read_all()
         stopping.join(20)
