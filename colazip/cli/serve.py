@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from colazip.transport.server import ArchiveServer
 
 _MAX_TOKEN_FILE = 4096
+_TICK = 0.5  # seconds
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -69,16 +70,23 @@ def serve(
 
     codec = given_codec() if model is None else load_codec(model)
     server = ArchiveServer(paths, host, port, codec=codec, token=token, tls=tls)
+    try:
+        _announce(server, console, open_to_all=token is None, clear=tls is None)
+        while True:  # a signal that arrives just before a wait is seen only after it
+            time.sleep(_TICK)
+    except KeyboardInterrupt:  # SIGTERM too, see `main`
+        pass
+    finally:
+        _end(server)
+
+
+def _announce(server: ArchiveServer, console: Console, *, open_to_all: bool, clear: bool) -> None:
     for name, why in server.undecoded.items():
         console.warn(f"{name}: {why}; only its bytes and metadata are served: give that with --model")
-    if not _is_loopback(host) and (token is None or tls is None):
-        lacks = "whoever reaches the port can read all" if token is None else "all is sent in the clear"
-        console.warn(f"{host}: {lacks}; see --token-file and --tls-cert")
-    console.note(f"serving {amount(len(paths), 'archive')} at {server.location}")
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:  # SIGTERM too, see `main`
-        _end(server)
+    if not _is_loopback(server.host) and (open_to_all or clear):
+        lacks = "whoever reaches the port can read all" if open_to_all else "all is sent in the clear"
+        console.warn(f"{server.host}: {lacks}; see --token-file and --tls-cert")
+    console.note(f"serving {amount(len(server.names), 'archive')} at {server.location}")
 
 
 def _end(server: ArchiveServer) -> None:

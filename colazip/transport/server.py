@@ -85,10 +85,10 @@ class ArchiveServer(fl.FlightServerBase):
                 # Absolute, so that it can be told from other words where an error names it.
                 self._archives[_check_name(name)] = _opened(os.path.abspath(os.fspath(path)), codec)
             self._scheme = "grpc" if tls is None else "grpc+tls"
-            self._host = f"[{host}]" if ":" in host else host
+            self.host = host
             try:
                 super().__init__(
-                    f"{self._scheme}://{self._host}:{port}",
+                    self._location(port),
                     tls_certificates=certificates,
                     middleware=middleware,
                 )
@@ -103,7 +103,16 @@ class ArchiveServer(fl.FlightServerBase):
     @property
     def location(self) -> str:
         """Where clients find it: `grpc://host:port`, or `grpc+tls://`."""
-        return f"{self._scheme}://{self._host}:{self.port}"
+        return self._location(self.port)
+
+    def _location(self, port: int) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self._scheme}://{host}:{port}"
+
+    @property
+    def names(self) -> list[str]:
+        """Of the archives."""
+        return list(self._archives)
 
     @property
     def undecoded(self) -> dict[str, str]:
