@@ -42,6 +42,22 @@ class Columns:
         field = self.schema.field(VECTOR) if VECTOR in self.schema.names else None
         return field is not None and (field.metadata or {}) == _OF_SEARCH
 
+    def with_vectors(self, width: int) -> Columns:
+        """The same and a column of vectors, unless there is one of its name."""
+        if VECTOR in self.schema.names:
+            return self
+        field = pa.field(VECTOR, pa.list_(pa.float32(), width), metadata=_OF_SEARCH)
+        return replace(self, schema=self.schema.append(field))
+
+    def only(self, names: Sequence[str], where: str) -> Columns:
+        """Some of them, in this order. Raises UsageError for one that is not there. where: what lacks it."""
+        for name in names:
+            if name not in self.schema.names:
+                have = ", ".join(map(repr, self.schema.names))
+                raise UsageError(f"{where}: has no column {name!r}; it has {have}")
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return Columns(schema, self.layout, self.json & set(names))
+
 
 def columns_of(archive: Archive, names: Sequence[str] | None = None, *, binary: bool = False) -> Columns:
     """Those that `colazip unpack` writes to a table, and the ids as `id`, unless the table had a column of
@@ -73,15 +89,10 @@ def columns_of(archive: Archive, names: Sequence[str] | None = None, *, binary: 
         raise FormatError(f"{archive.path}: damaged: its table lacks the column {layout.text!r}, its text")
     if binary and not is_bytes(fields[layout.text].type):
         fields[layout.text] = fields[layout.text].with_type(pa.binary())
+    columns = Columns(pa.schema(list(fields.values())), layout, json)
     if names is not None and VECTOR in names and VECTOR not in fields:
-        width = archive.vector_width
-        fields[VECTOR] = pa.field(VECTOR, pa.list_(pa.float32(), width), metadata=_OF_SEARCH)
-    for name in names or ():
-        if name not in fields:
-            have = ", ".join(map(repr, fields))
-            raise UsageError(f"{archive.path}: has no column {name!r}; it has {have}")
-    chosen = [fields[name] for name in (fields if names is None else names)]
-    return Columns(pa.schema(chosen), layout, json & {field.name for field in chosen})
+        columns = columns.with_vectors(archive.vector_width)
+    return columns if names is None else columns.only(names, archive.path)
 
 
 def batches(
@@ -99,20 +110,33 @@ def batches(
     strings, and as `Archive.records` does."""
     if rows < 1:
         raise UsageError(f"{rows} rows a batch; give 1 or more")
+    records = records_for(archive, columns, start=start, stop=stop, where=where, layer=layer)
+    yield from batches_of(records, columns, layer=layer, rows=rows, text_bytes=BATCH_BYTES)
+
+
+def records_for(
+    archive: Archive, columns: Columns, *, start: int, stop: int | None, where: str | None, layer: str
+) -> Iterator[Record]:
+    """The records that `batches` puts into batches; their text is empty where `columns` has none."""
     records: Iterable[Record]
     if columns.reads_text:
         records = archive.records(start, stop, where=where, layer=layer)
     else:
         records = (Record(b"", name, values) for name, values in archive.rows(where, start, stop))
-    vectors = (
-        (vector for _, some in archive.vectors(start, stop, where=where) for vector in some)
-        if columns.reads_vectors
-        else None
+    if not columns.reads_vectors:
+        return iter(records)
+    vectors = (vector for _, some in archive.vectors(start, stop, where=where) for vector in some)
+    return (
+        Record(record.data, record.id, {**record.metadata, VECTOR: vector})
+        for record, vector in zip(records, vectors, strict=True)
     )
-    for group in row_groups(records, columns.layout, rows, BATCH_BYTES):
-        if vectors is not None:
-            for row in group:
-                row[VECTOR] = next(vectors)
+
+
+def batches_of(
+    records: Iterable[Record], columns: Columns, *, layer: str, rows: int, text_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Records in batches of at most `rows`, and of about `text_bytes` of text where they are long."""
+    for group in row_groups(records, columns.layout, rows, text_bytes):
         yield _batch(columns, group, layer)
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": LazyCommand("colazip.cli.inspect:verify", "Check archives: checksums, then decode everything."),
     "strip": LazyCommand("colazip.cli.inspect:strip", "Copy an archive without some of its layers."),
     "merge": LazyCommand("colazip.cli.inspect:merge", "Put the records of several archives into one."),
+    "serve": LazyCommand("colazip.cli.serve:serve", "Let other machines read and search archives."),
     "compress": LazyCommand(
         "colazip.cli.oneshot:compress", "Compress one file or stream, without an archive."
     ),

@@ -84,7 +84,7 @@ def load_codec(
     A program that runs commands in its own process may hand a codec over: `main(argv, codec)`. It writes as
     it was made: UsageError for another detail than 0, a brief, a price, a size of codes, a device or workers.
     """
-    given = _given_codec()
+    given = given_codec()
     if given is not None:
         if detail:
             raise UsageError(f"--detail {detail}: the codec of this program was made for one detail")
@@ -116,11 +116,12 @@ def open_archive(path: str, model: str | None = None, *, device: str = "cpu", wo
     from colazip.archive import Archive
 
     chosen = model is not None or device != "cpu" or workers != 1
-    codec = load_codec(model, device=device, workers=workers) if chosen else _given_codec()
+    codec = load_codec(model, device=device, workers=workers) if chosen else given_codec()
     return Archive(path, codec=codec)
 
 
-def _given_codec() -> ArchiveCodec | None:
+def given_codec() -> ArchiveCodec | None:
+    """The codec that the program handed over, as `load_codec` says."""
     context = click.get_current_context(silent=True)
     given = context.find_root().obj if context else None
     return given.get("codec") if isinstance(given, dict) else None

@@ -59,6 +59,12 @@ def test_pipe_transport() -> None:
     assert "sender: exact after" in out
 
 
+def test_flight_transport() -> None:
+    out = run_example("flight_transport.py")
+    assert "160 records, " in out and "tea/brewing: " in out
+    assert "exact text of 160 records from them" in out
+
+
 def test_langchain_retriever() -> None:
     pytest.importorskip("langchain_core", reason="not installed: pip install 'colazip[langchain]'")
     out = run_example("langchain_retriever.py", "how long should green tea steep")
