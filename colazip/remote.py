@@ -17,6 +17,8 @@ from colazip.errors import InputError
 
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
 
+SERVED = ("grpc://", "grpc+tcp://", "grpc+tls://")  # URLs of archives that `colazip serve` serves
+
 _WHOLE = 128 << 10  # a file up to this size is fetched at once
 _TAIL = 64 << 10  # of a file, fetched at once: what tells of its parts is there
 _LEAST = 16 << 10  # fetched at once of anything: less would not come sooner
@@ -32,27 +34,25 @@ def is_url(path: str) -> bool:
 def open_url(url: str) -> tuple[BinaryIO, int]:
     """The file at a URL as a stream that can seek, and its size in bytes. Raises InputError, also in
     reading."""
-    remote = RemoteFile(url)
+    remote = open_remote(url)
     return cast(BinaryIO, io.BufferedReader(_Stream(remote), _LEAST)), remote.size
 
 
 class RemoteFile:
-    """The bytes of the file at `url`, of which there are `size`. storage_options: what the file system of its
-    protocol takes. Any thread may call. Raises InputError, also in reading."""
+    """The `size` bytes of the file at `url`, by way of `fetch(first, stop)`, which raises InputError, as
+    reading then does. Any thread may call. closing: called by `close`."""
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        import fsspec
-
+    def __init__(
+        self,
+        url: str,
+        size: int,
+        fetch: Callable[[int, int], bytes],
+        closing: Callable[[], None] | None = None,
+    ) -> None:
         self.url = url
-        try:
-            self._files, self._path = fsspec.core.url_to_fs(url, **(storage_options or {}))
-            size = self._files.info(self._path).get("size")
-        except Exception as error:  # each file system has exceptions of its own
-            raise self._lost(error) from error
-        if not isinstance(size, int):
-            raise InputError(f"{url}: its server doesn't say how long it is; download it first")
         self.size = size
-        self._ahead = ReadAhead(size, self._fetch)
+        self._ahead = ReadAhead(size, fetch)
+        self._closing = closing
         self._lock = threading.Lock()
         self._closed = False
 
@@ -67,22 +67,37 @@ class RemoteFile:
     def close(self) -> None:
         """Free what was fetched; no more can be read."""
         with self._lock:
-            self._closed = True
             self._ahead.forget()
+            if self._closing is not None and not self._closed:
+                self._closing()
+            self._closed = True
 
-    def _fetch(self, first: int, stop: int) -> bytes:
+
+def open_remote(url: str, storage_options: Mapping[str, Any] | None = None) -> RemoteFile:
+    """The file at a URL. storage_options: what the file system of its protocol takes. Raises InputError."""
+    import fsspec
+
+    def lost(error: Exception) -> InputError:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        return InputError(f"{url}: can't be read: {' '.join(reason.split())[:200] or type(error).__name__}")
+
+    def fetch(first: int, stop: int) -> bytes:
         try:
-            data = bytes(self._files.cat_file(self._path, start=first, end=stop))
-        except Exception as error:  # as above
-            raise self._lost(error) from error
+            data = bytes(files.cat_file(path, start=first, end=stop))
+        except Exception as error:  # each file system has exceptions of its own
+            raise lost(error) from error
         if len(data) > stop - first:
-            raise InputError(f"{self.url}: its server doesn't give parts of a file; download it first")
+            raise InputError(f"{url}: its server doesn't give parts of a file; download it first")
         return data
 
-    def _lost(self, error: Exception) -> InputError:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).strip()
-        reason = " ".join(reason.split())[:200] or type(error).__name__
-        return InputError(f"{self.url}: can't be read: {reason}")
+    try:
+        files, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+        size = files.info(path).get("size")
+    except Exception as error:  # as above
+        raise lost(error) from error
+    if not isinstance(size, int):
+        raise InputError(f"{url}: its server doesn't say how long it is; download it first")
+    return RemoteFile(url, size, fetch)
 
 
 @dataclass

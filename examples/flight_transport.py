@@ -20,7 +20,7 @@ import pyarrow.flight as flight
 
 import colazip
 from colazip.demo import handbook
-from colazip.transport.client import RemoteBytes, connect
+from colazip.transport.client import connect
 
 QUESTION = "how long should green tea steep"
 
@@ -61,11 +61,9 @@ def with_colazip(location: str) -> None:
         print(f"  {best.id}: {best.metadata['title']}")
         gists = client.to_arrow("handbook", ["text"], stop=1, layer="gist").read_all()
         print(f"  gist of the first: {gists['text'][0].as_py()[:60]}")
-    with RemoteBytes(location, "handbook") as remote, tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy.cola"
-        copy.write_bytes(remote.read(0, remote.size))
-        with colazip.open(copy) as archive:
-            print(f"copied {remote.size} bytes; exact text of {len(list(archive))} records from them")
+    # The same archive, decoded here: what is asked for is fetched, and no more.
+    with colazip.open(f"{location}/handbook") as archive:
+        print(f"  decoded here: {archive.get(best.id).decode()[:60]}")
 
 
 def main() -> None:

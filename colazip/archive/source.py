@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from colazip.errors import InputError, UsageError
-from colazip.remote import RemoteFile, is_url
+from colazip.remote import SERVED, is_url, open_remote
 
 
 class ByteSource(Protocol):
@@ -24,10 +24,15 @@ class ByteSource(Protocol):
 
 
 def open_source(path: str, storage_options: Mapping[str, Any] | None = None) -> ByteSource:
-    """The bytes of `path`. storage_options: for a URL, what the file system of its protocol takes. Raises
-    InputError if they can't be read, UsageError for options of a file."""
+    """The bytes of `path`. storage_options: for a URL, what the file system of its protocol takes; for one of
+    an archive that is served (`grpc://host:port/name`), `token` and `tls_root`. Raises InputError if they
+    can't be read, UsageError for options of a file."""
+    if path.startswith(SERVED):
+        from colazip.transport.client import open_served
+
+        return open_served(path, storage_options)
     if is_url(path):
-        return RemoteFile(path, storage_options)
+        return open_remote(path, storage_options)
     if storage_options:
         raise UsageError(f"{path}: storage_options are for a URL, such as s3://bucket/corpus.cola")
     return LocalFile(path)

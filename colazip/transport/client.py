@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -16,6 +17,7 @@ from colazip import errors
 from colazip.archive.record import Hit
 from colazip.errors import ColazipError, InputError, UsageError
 from colazip.layers import EXACT
+from colazip.remote import RemoteFile
 from colazip.transport.answers import FILE_BYTES, HITS, from_batch
 from colazip.transport.requests import (
     MAX_READ_BYTES,
@@ -316,6 +318,24 @@ class RemoteBytes:
             with _as_input_error():
                 pieces.append(self._client.read(self.name, start, some, self.info.fingerprint))
         return b"".join(pieces)
+
+
+def open_served(url: str, options: Mapping[str, Any] | None = None) -> RemoteFile:
+    """The file of the archive at `grpc://host:port/name`, for `Archive` to read. options: token and tls_root,
+    as of `connect`; where there are none, those that the environment has in COLAZIP_TOKEN and
+    COLAZIP_TLS_ROOT. Raises UsageError for a URL or an option that is none, InputError as `RemoteBytes`."""
+    given = {
+        "token": os.environ.get("COLAZIP_TOKEN"),
+        "tls_root": os.environ.get("COLAZIP_TLS_ROOT"),
+    } | dict(options or {})
+    if unknown := given.keys() - {"token", "tls_root"}:
+        raise UsageError(f"{url}: takes the options token and tls_root, not {', '.join(sorted(unknown))}")
+    location, _, name = url.partition("://")
+    host, _, name = name.partition("/")
+    if not host or not name:
+        raise UsageError(f"{url}: names no archive on a server; give one like grpc://127.0.0.1:8815/corpus")
+    remote = RemoteBytes(f"{location}://{host}", unquote(name), given["token"], given["tls_root"])
+    return RemoteFile(url, remote.size, lambda first, stop: remote.read(first, stop - first), remote.close)
 
 
 @contextmanager

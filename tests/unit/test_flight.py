@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
+import colazip
 from colazip.archive import Archive, Hit, Record
+from colazip.cli.main import main
 from colazip.errors import (
     ColazipError,
     FormatError,
@@ -251,6 +253,50 @@ def test_bytes(
         RemoteBytes(server.location, "numbers")
     with pytest.raises(fl.FlightServerError, match=r"letters: has .* bytes, not 8 from"):
         plain.do_get(ticket(kind="bytes", offset=len(data) - 7, length=8)).read_all()
+
+
+def test_a_served_archive_opens_like_a_file(
+    server: ArchiveServer, local: Archive, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    url = f"{server.location}/letters"
+    with colazip.open(url, CODEC) as archive:
+        assert archive.manifest == local.manifest
+        assert archive.search("letter", k=5) == local.search("letter", k=5)
+        assert list(archive.rows()) == list(local.rows())
+        assert list(archive.gists()) == list(local.gists())
+        archive.verify()
+    assert main(["list", url], CODEC) == 0
+    assert capfdbinary.readouterr().out.decode().splitlines() == list(local.ids())
+    assert main(["strip", url, "--drop", "exact", "-o", str(tmp_path / "gist.cola"), "-q"], CODEC) == 0
+    with Archive(tmp_path / "gist.cola", CODEC) as gist:
+        assert list(gist.gists()) == list(local.gists())
+    for wrong in (server.location, f"{server.location}/"):
+        with pytest.raises(UsageError, match="names no archive"):
+            Archive(wrong, CODEC)
+    with pytest.raises(InputError, match="no archive 'numbers' is served here"):
+        Archive(f"{server.location}/numbers", CODEC)
+    with pytest.raises(UsageError, match="takes the options token and tls_root, not anon"):
+        Archive(url, CODEC, storage_options={"anon": True})
+    with pytest.raises(InputError, match="can't be reached"):
+        Archive("grpc://127.0.0.1:1/letters")
+
+
+def test_a_served_archive_behind_a_token(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ArchiveServer({"two words": path}, codec=CODEC, token="s3cret") as server:
+        url = f"{server.location}/two%20words"
+        with pytest.raises(InputError, match=r"refused: .* no token"):
+            Archive(url, CODEC)
+        with Archive(url, CODEC, storage_options={"token": "s3cret"}) as archive:
+            assert len(archive) == len(RECORDS)
+        monkeypatch.setenv("COLAZIP_TOKEN", "s3cret")
+        with Archive(url, CODEC) as archive:
+            assert len(archive) == len(RECORDS)
+
+
+def test_vectors_travel(local: Archive, client: ArchiveClient) -> None:
+    wanted = local.to_arrow(["vector", "id"]).read_all()
+    assert client.to_arrow("letters", ["vector", "id"]).read_all().equals(wanted)
+    assert "vector" not in client.to_arrow("letters").schema.names
 
 
 def test_bytes_of_a_server_that_changes_or_goes(path: Path, tmp_path: Path) -> None:
