@@ -51,7 +51,7 @@ def merge(
                 if archive.manifest != manifest:
                     raise InputError(f"{archive.path}: was changed meanwhile; merge again")
                 for number in range(len(manifest.groups)):
-                    records += _copy_group(container, archive, number, records, known)
+                    records += copy_group(container, archive, number, records, known)
                     if progress is not None:
                         progress(records, text_bytes)
                 text_bytes += manifest.text_bytes
@@ -121,12 +121,22 @@ def _common_source(manifests: Sequence[Manifest]) -> dict[str, Any]:
     return named if alike and named.get("kind") in _ORIGINS else {}
 
 
-def _copy_group(container: Container, archive: Archive, number: int, first: int, known: KnownIds) -> int:
-    """One group behind the records that are there, `first` of them; returns how many it has."""
+def copy_group(
+    container: Container,
+    archive: Archive,
+    number: int,
+    first: int,
+    known: KnownIds,
+    numbers_are_ids: bool = False,
+) -> int:
+    """One group behind the records that are there, `first` of them; returns how many it has.
+
+    numbers_are_ids: records that go by their numbers keep those; else they are numbered on.
+    """
     store, group = archive._store, archive.manifest.groups[number]
     own = store.tables(number)[1].own_ids(0, group.records)
     # Where records have ids of their own, those that happen to be their numbers are such, too.
-    if group.named or "id_column" in archive.source:
+    if numbers_are_ids or group.named or "id_column" in archive.source:
         names = store.names(number, 0, group.records)
         own = [None if name == str(first + i) else name for i, name in enumerate(names)]
     try:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from colazip.archive.blocks import BlockTable
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
-from colazip.archive.selection import Places, Run, chosen_rows, ranges, stream
+from colazip.archive.selection import Chosen, Places, Run, chosen_rows, ranges, rows_of, stream
 from colazip.archive.snippets import Passage
 from colazip.archive.store import Store
 from colazip.embedder import Embedder, Encode, as_embedder
@@ -177,6 +177,29 @@ class Archive:
 
         return merge(path, archives, overwrite, progress, source)
 
+    def select(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        where: str | None = None,
+        ids: Iterable[str] | None = None,
+        drop: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PackSummary:
+        """Write an archive of some of the records, or with `drop` of all others, to `path`, which may be that
+        of this one.
+
+        where: those whose metadata pass, as in `search`. ids: those of these ids. Records keep ids and
+        metadata. Blocks that stay whole are copied as they are, those that only some records leave are coded
+        anew, by the codec that the archive was opened with. progress: as of `merge`. Raises UsageError unless
+        there is one of `where` and `ids`, if that codec writes otherwise than the archive's did, and where
+        there is no exact text to code anew; RecordNotFoundError, and as `pack` does.
+        """
+        from colazip.archive.select import select
+
+        return select(self, path, where, ids, drop, overwrite, progress)
+
     def __enter__(self) -> Archive:
         return self
 
@@ -236,16 +259,16 @@ class Archive:
             self._need_text()
         else:
             self._need(GIST)
-        span = range(len(self))[start:stop]
+        chosen = chosen_rows(self._store, range(len(self))[start:stop], where)
         if layer == GIST:
             return (
                 Record("".join(parts).encode("utf-8", "surrogatepass"), name, metadata)
-                for name, metadata, parts in self._read(self._read_gist, OF_READING, span, where)
+                for name, metadata, parts in self._read(self._read_gist, OF_READING, chosen)
             )
-        return self._exact_records(span, where)
+        return self._exact_records(chosen)
 
-    def _exact_records(self, span: range, where: str | None) -> Iterator[Record]:
-        for group, start, parts in self._stream(self._decode, OF_TEXT, span, where):
+    def _exact_records(self, chosen: Chosen) -> Iterator[Record]:
+        for group, start, parts in self._stream(self._decode, OF_TEXT, chosen):
             table, rows = self._store.tables(group)
             if self.manifest.version > 1 and not _offsets_hold(table, rows.parts(start)[0], parts):
                 raise FormatError(f"{self.path}: damaged: a block table lies about where its text belongs")
@@ -395,7 +418,8 @@ class Archive:
         read: Callable[[Places, Sequence[str]], list[list[str]]] = self._read_gist
         if denoise:
             read = partial(self._read_denoised, detail=detail, missing=missing, options=options)
-        for name, _, parts in self._read(read, OF_READING, where=where):
+        chosen = chosen_rows(self._store, range(len(self)), where)
+        for name, _, parts in self._read(read, OF_READING, chosen):
             yield name, "".join(parts)
 
     def metadata(self, id: str) -> dict[str, Any]:
@@ -676,23 +700,22 @@ class Archive:
         self,
         decode: Callable[[Places, Sequence[str]], list[list[_T]]],
         layers: Sequence[str],
-        span: range | None = None,
-        where: str | None = None,
+        chosen: Chosen | None = None,
     ) -> Iterator[Run[_T]]:
-        """Records in order, (group, first row, the parts of each record), a batch of blocks at a time. span:
-        their ordinals, None for all. where: only those whose metadata pass."""
-        chosen = chosen_rows(self._store, range(len(self)) if span is None else span, where)
+        """Records in order, (group, first row, the parts of each record), a batch of blocks at a time.
+        chosen: as of `chosen_rows`, None for all."""
+        if chosen is None:
+            chosen = rows_of(self._store, range(len(self)), None)
         return stream(self._store, chosen, self._batches, lambda places: decode(places, layers))
 
     def _read(
         self,
         decode: Callable[[Places, Sequence[str]], list[list[_T]]],
         layers: Sequence[str],
-        span: range | None = None,
-        where: str | None = None,
+        chosen: Chosen,
     ) -> Iterator[tuple[str, dict[str, Any], list[_T]]]:
         """(id, metadata, parts) of records, as `_stream` has them."""
-        for group, start, parts in self._stream(decode, layers, span, where):
+        for group, start, parts in self._stream(decode, layers, chosen):
             stop = start + len(parts)
             metadata = self._store.tables(group)[1].metadata(start, stop)
             yield from zip(self._store.names(group, start, stop), metadata, parts, strict=True)

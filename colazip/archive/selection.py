@@ -18,6 +18,7 @@ from colazip.archive.store import Store
 _T = TypeVar("_T")
 _WIDE = 8  # blocks of a range that may share one with its neighbour
 Places = Sequence[tuple[int, int]]  # group and block in it
+Chosen = Iterable[tuple[int, Sequence[int]]]  # groups, and rows of each in rising order
 Run = tuple[int, int, list[list[_T]]]  # group, first row, the parts of that row and of those after it
 
 
@@ -27,10 +28,11 @@ def chosen_rows(store: Store, span: range, where: str | None) -> Iterator[tuple[
     span: ordinals, step 1. where: only records whose metadata pass. Raises UsageError for a filter that can't
     be read.
     """
-    return _chosen(store, span, None if where is None else passing(store, where, span))
+    return rows_of(store, span, None if where is None else passing(store, where, span))
 
 
-def _chosen(store: Store, span: range, mask: np.ndarray | None) -> Iterator[tuple[int, Sequence[int]]]:
+def rows_of(store: Store, span: range, mask: np.ndarray | None) -> Iterator[tuple[int, Sequence[int]]]:
+    """As `chosen_rows`. mask: bool [records], None for all."""
     for group, info in enumerate(store.manifest.groups):
         first = store.first_records[group]
         rows: Sequence[int] = range(max(span.start - first, 0), min(span.stop - first, info.records))
@@ -69,7 +71,7 @@ def _cut(store: Store, block: int, width: float) -> int:
 
 def stream(
     store: Store,
-    chosen: Iterable[tuple[int, Sequence[int]]],
+    chosen: Chosen,
     in_batches: Callable[[Iterable[tuple[int, int]]], Iterable[Places]],
     decode: Callable[[Places], list[list[_T]]],
 ) -> Iterator[Run[_T]]:
@@ -87,6 +89,8 @@ def stream(
             while begun[0].number != group:
                 begun.popleft()
             for _, block in run:
+                if not begun[0].goes_on(block):
+                    yield from begun[0].finished()
                 begun[0].add(block, next(decoded))
             yield from begun[0].finished()
 
@@ -102,10 +106,14 @@ class _Group(Generic[_T]):
         self.parts: list[_T] = []
         self.first = 0  # part, counted in the group, that `parts` begins with
 
+    def goes_on(self, block: int) -> bool:
+        """Whether a block follows the parts that are there."""
+        return int(self.store.tables(self.number)[0].starts[block]) == self.first + len(self.parts)
+
     def add(self, block: int, parts: list[_T]) -> None:
-        begin = int(self.store.tables(self.number)[0].starts[block])
-        if begin != self.first + len(self.parts):  # blocks were passed over, and with them no part of a row
-            self.parts, self.first = [], begin
+        """Take the next block. Where some were passed over, rows before them have to be taken out first."""
+        if not self.goes_on(block):
+            self.parts, self.first = [], int(self.store.tables(self.number)[0].starts[block])
         self.parts += parts
 
     def finished(self) -> Iterator[Run[_T]]:

@@ -138,7 +138,7 @@ class Container:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """A group that is not written yet: its rows, and as many of its blocks as are coded.
 
     first: the ordinal of its first record; row_bytes: what ids and metadata take, roughly; offsets: of each
@@ -183,8 +183,8 @@ class _Gatherer:
         self._open: list[bytes] = []  # parts of the block that is being filled
         self._open_bytes = 0
         self._open_offset = 0  # of its first part in that part's record
-        self._waiting: list[tuple[_Rows, list[bytes]]] = []  # full blocks, not coded yet
-        self._groups = deque([_Rows(0)])  # not written yet; the last one takes records
+        self._waiting: list[tuple[Rows, list[bytes]]] = []  # full blocks, not coded yet
+        self._groups = deque([Rows(0)])  # not written yet; the last one takes records
 
     def add(self, item: Record | str | bytes) -> None:
         """Take one more record. It is all in one group, so groups can be read, copied and checked alone."""
@@ -232,7 +232,7 @@ class _Gatherer:
         self._end_block()
         if self._groups[-1].parts:
             self._groups[-1].full = True
-            self._groups.append(_Rows(self.records))
+            self._groups.append(Rows(self.records))
             self._write()
             if sum(group.row_bytes for group in self._groups) > _HELD_ROW_BYTES:
                 self._code(len(self._waiting))
@@ -264,20 +264,24 @@ class _Gatherer:
         while self._groups[0].full and len(self._groups[0].blocks) == len(self._groups[0].offsets):
             self._write_group(self._groups.popleft())
 
-    def _write_group(self, group: _Rows) -> None:
-        named = self._known_ids.add(group.ids, group.first)
-        for layer in (*LAYERS, PLAIN):
-            if any(layer in block.layers for block in group.blocks):
-                self._container.add_section(
-                    layer, (block.layers[layer] for block in group.blocks if layer in block.layers)
-                )
-        crcs = group.text_crcs if holds_text(self._layers) else None
-        table = dump_blocks(group.blocks, crcs, group.offsets)
-        self._container.add_section(BLOCKS, [table])
-        rows = dump_rows(group.ids, group.parts, group.metadata)
-        if rows is not None:
-            self._container.add_section(ROWS, [rows])
-        self._container.end_group(len(group.parts), sum(group.parts), len(group.blocks), named)
+    def _write_group(self, group: Rows) -> None:
+        write_group(self._container, group, self._known_ids, holds_text(self._layers))
+
+
+def write_group(container: Container, group: Rows, known: KnownIds, text: bool) -> None:
+    """Write a group whose blocks are all coded. text: whether the archive's layers hold it."""
+    named = known.add(group.ids, group.first)
+    for layer in (*LAYERS, PLAIN):
+        if any(layer in block.layers for block in group.blocks):
+            container.add_section(
+                layer, (block.layers[layer] for block in group.blocks if layer in block.layers)
+            )
+    table = dump_blocks(group.blocks, group.text_crcs if text else None, group.offsets)
+    container.add_section(BLOCKS, [table])
+    rows = dump_rows(group.ids, group.parts, group.metadata)
+    if rows is not None:
+        container.add_section(ROWS, [rows])
+    container.end_group(len(group.parts), sum(group.parts), len(group.blocks), named)
 
 
 class KnownIds:

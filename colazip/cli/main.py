@@ -32,6 +32,9 @@ COMMANDS = {
     "info": LazyCommand("colazip.cli.inspect:info", "Show what an archive holds and what it costs."),
     "verify": LazyCommand("colazip.cli.inspect:verify", "Check archives: checksums, then decode everything."),
     "strip": LazyCommand("colazip.cli.inspect:strip", "Copy an archive without some of its layers."),
+    "select": LazyCommand(
+        "colazip.cli.select:select", "Copy some records into another archive, or delete them."
+    ),
     "merge": LazyCommand("colazip.cli.inspect:merge", "Put the records of several archives into one."),
     "serve": LazyCommand("colazip.cli.serve:serve", "Let other machines read and search archives."),
     "compress": LazyCommand(

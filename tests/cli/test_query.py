@@ -101,6 +101,23 @@ def test_search_by_words(run: Run, fails) -> None:
     assert "no gist layer" in fails("index", "s.cola", "--refine")
 
 
+def test_select(run: Run, fails, tmp_path: Path) -> None:
+    assert "2 of 4 records" in run("select", "a.cola", "boat", "bin", "-o", "b.cola").error
+    assert run("list", "b.cola").text == "boat\nbin\n"
+    (tmp_path / "ids").write_text("bread\n\ncafé\r\n", encoding="utf-8")
+    run("select", "a.cola", "--ids", "ids", "--drop", "-o", "b.cola", "-f")
+    assert run("list", "b.cola").text == "boat\nbin\n"
+    run("select", "a.cola", "--ids", "-", "-o", "b.cola", "-f", stdin="café".encode())
+    assert run("unpack", "b.cola", "--format", "text", "-o", "-").text == TEXTS["café"]
+    run("select", "a.cola", "--where", "n >= 1", "--drop", "-f", "-o", "a.cola")
+    assert run("list", "a.cola").text == "boat\nbin\n"
+    assert "by their ids, or by --where" in fails("select", "a.cola", "-o", "c.cola", code=2)
+    assert "by --where" in fails("select", "a.cola", "boat", "--where", "n = 1", "-o", "c.cola", code=2)
+    assert "no record has the id 'bread'" in fails("select", "a.cola", "bread", "-o", "c.cola")
+    assert "exists already" in fails("select", "a.cola", "boat", "-o", "b.cola", code=2)
+    assert not (tmp_path / "c.cola").exists()
+
+
 def test_many_queries(run: Run, fails, tmp_path: Path) -> None:
     (tmp_path / "queries").write_text("bread needs flour\n\nboats, 🚤\r\n", encoding="utf-8")
     for stdin, name in ((b"", "queries"), ((tmp_path / "queries").read_bytes(), "-")):
