@@ -37,7 +37,7 @@ def serve() -> Iterator[Site]:
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
-            data = site.files.get(self.path)
+            data = site.files.get(self.path.partition("?")[0])
             site.requests += 1
             if data is None:
                 self.send_error(404)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from colazip.nn.steps import Networks
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 # Search codes of a block: the part of each, int64 [n], ascending, and the codes, uint8 [n, M].
 Codes = tuple[np.ndarray, np.ndarray]
 
@@ -88,6 +90,21 @@ class Gist:
     tokens: np.ndarray
     detail: int
     side: Side | None = None
+
+
+_RUNNING = threading.RLock()
+
+
+def _one_at_a_time(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """For all codecs of the process: threads that share networks would write into each other's buffers, and
+    what Numba compiled in parallel is not made to run twice at once."""
+
+    @wraps(method)
+    def alone(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with _RUNNING:
+            return method(*args, **kwargs)
+
+    return alone
 
 
 class Codec:
@@ -416,6 +433,7 @@ class Codec:
         parts.append(data[at:])
         return parts
 
+    @_one_at_a_time
     def encode_blocks(
         self,
         blocks: Sequence[Sequence[bytes]],
@@ -441,6 +459,7 @@ class Codec:
             result.extend(self._encode_some(some, wanted, level, self._abridger))
         return result
 
+    @_one_at_a_time
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
         """Exact bytes of every part. MissingLayerError without GIST and EXACT, or PLAIN of all parts;
         FormatError on damage."""
@@ -466,6 +485,7 @@ class Codec:
                 result.append(parts)
         return result
 
+    @_one_at_a_time
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN. Of a
         brief its words."""
@@ -517,6 +537,7 @@ class Codec:
             return min(1, patches)
         return count_passages(patches, self._patch, self._passage_tokens)
 
+    @_one_at_a_time
     def bits(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Code length of each text on its own in bits, float64 [N]: gist and exact layer, nothing around.
 
@@ -534,6 +555,7 @@ class Codec:
             np.add.at(result, lo + lanes.block, lengths)
         return result
 
+    @_one_at_a_time
     def vectors(self, texts: Sequence[str | bytes], dimensions: int | None = None) -> np.ndarray:
         """Unit vectors, float32 [N, D], in context; an empty text has the zero vector. A long text is pooled
         over its segments.
@@ -608,6 +630,7 @@ class Codec:
 
     # -- latents, for the prior
 
+    @_one_at_a_time
     def gists(self, block: Block) -> dict[int, Gist]:
         """The gist of each coded part of a block, by slot."""
         (some,) = self._open_blocks([block], (GIST,))
@@ -627,6 +650,7 @@ class Codec:
         (plain,) = _Opened([block], self).plain
         return {slot: data.decode("utf-8", "replace") for slot, data in plain.items()}
 
+    @_one_at_a_time
     def read_tokens(self, gists: Sequence[Gist]) -> list[np.ndarray]:
         """Readings of gists: the likeliest tokens behind them, int64 [T] each."""
         result = [np.zeros(0, np.int64)] * len(gists)

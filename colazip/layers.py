@@ -85,7 +85,8 @@ class SearchCodec(Protocol):
     def search_codes(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """(slots int64 [n], codes uint8 [n, M]): the codes, and the part that each stands for.
 
-        Slots ascend. A part with several passages is there once for each, in their order.
+        Slots ascend. A part with several passages is there once for each, in their order. The block may come
+        with its layer SEARCH alone.
         """
 
     def vectors(self, texts: Sequence[str | bytes]) -> np.ndarray:

@@ -7,6 +7,7 @@ installed (aiohttp, s3fs, gcsfs).
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ _WHOLE = 128 << 10  # a file up to this size is fetched at once
 _TAIL = 64 << 10  # of a file, fetched at once: what tells of its parts is there
 _LEAST = 16 << 10  # fetched at once of anything: less would not come sooner
 _MOST = 4 << 20  # fetched ahead where somebody reads on and on
+_CONNECT, _SILENCE = 15.0, 60.0  # seconds that a web server may take to be reached, and to say more
 _WINDOWS = 8  # places that are read on from side by side: layers of an archive lie apart
 
 
@@ -31,9 +33,17 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path that means the same in any folder, or the URL that it is."""
+    given = os.fspath(path)
+    return given if is_url(given) else os.path.abspath(given)
+
+
 def open_url(url: str) -> tuple[BinaryIO, int]:
     """The file at a URL as a stream that can seek, and its size in bytes. Raises InputError, also in
     reading."""
+    if url.startswith(SERVED):
+        raise InputError(f"{url}: is an archive that is served, and no source to pack; see colazip select")
     remote = open_remote(url)
     return cast(BinaryIO, io.BufferedReader(_Stream(remote), _LEAST)), remote.size
 
@@ -56,13 +66,13 @@ class RemoteFile:
         self._lock = threading.Lock()
         self._closed = False
 
-    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
-        """`length` bytes from `offset` on; fewer where there are no more. limit: nothing from there on is
-        fetched ahead of being asked for."""
+    def read(self, offset: int, length: int, run: range | None = None) -> bytes:
+        """`length` bytes from `offset` on; fewer where there are no more. run: what is read on in, if
+        anything is: nothing outside of it is fetched ahead of being asked for."""
         with self._lock:
             if self._closed:
                 raise InputError(f"{self.url}: can't be read: it was closed")
-            return self._ahead.read(offset, length, limit)
+            return self._ahead.read(offset, length, run)
 
     def close(self) -> None:
         """Free what was fetched; no more can be read."""
@@ -78,8 +88,12 @@ def open_remote(url: str, storage_options: Mapping[str, Any] | None = None) -> R
     import fsspec
 
     def lost(error: Exception) -> InputError:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        return InputError(f"{url}: can't be read: {' '.join(reason.split())[:200] or type(error).__name__}")
+        # Of web servers fsspec has all failures be FileNotFoundError, from what they were.
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+            return InputError(f"{url}: can't be read: no such file")
+        reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+        return InputError(f"{url}: can't be read: {reason}")
 
     def fetch(first: int, stop: int) -> bytes:
         try:
@@ -90,8 +104,14 @@ def open_remote(url: str, storage_options: Mapping[str, Any] | None = None) -> R
             raise InputError(f"{url}: its server doesn't give parts of a file; download it first")
         return data
 
+    options = dict(storage_options or {})
     try:
-        files, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+        if url.startswith(("http://", "https://")) and "client_kwargs" not in options:
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
+            options["client_kwargs"] = {"timeout": timeout}
+        files, path = fsspec.core.url_to_fs(url, **options)
         size = files.info(path).get("size")
     except Exception as error:  # as above
         raise lost(error) from error
@@ -102,12 +122,12 @@ def open_remote(url: str, storage_options: Mapping[str, Any] | None = None) -> R
 
 @dataclass
 class _Window:
-    """Bytes that were fetched, from `first` on. limit: where reading ahead ends. step: bytes fetched last.
-    read: the place up to which they were asked for."""
+    """Bytes that were fetched, from `first` on. run: what they are of, as of `ReadAhead.read`. step: bytes
+    fetched last. read: the place up to which they were asked for."""
 
     first: int
     data: bytes
-    limit: int
+    run: range
     step: int
     read: int = 0
 
@@ -125,20 +145,20 @@ class ReadAhead:
         self._fetch = fetch
         self._windows: list[_Window] = []  # the one last read from last
 
-    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
+    def read(self, offset: int, length: int, run: range | None = None) -> bytes:
         """As `RemoteFile.read`."""
         stop = min(offset + length, self._size)
         if offset >= stop:
             return b""
-        limit = self._size if limit is None else max(stop, min(limit, self._size))
-        window = self._window(offset) or self._begin(offset, stop, limit)
+        run = range(self._size) if run is None else range(run.start, max(stop, min(run.stop, self._size)))
+        window = self._window(offset) or self._begin(offset, stop, run)
         found = window.data[offset - window.first : stop - window.first]
         if stop > window.end:
             step = min(2 * window.step, _MOST)
             first = window.end
-            more = self._fetch(first, max(stop, min(first + step, limit)))
+            more = self._fetch(first, max(stop, min(first + step, run.stop)))
             found += more[: stop - first]
-            window = _Window(first, more, limit, step)
+            window = _Window(first, more, run, step)
         window.read = stop
         self._windows.append(window)
         del self._windows[:-_WINDOWS]
@@ -149,13 +169,13 @@ class ReadAhead:
         self._windows = []
 
     def _window(self, offset: int) -> _Window | None:
-        """Takes out what was fetched around `offset`, or just before it."""
+        """Takes out what was fetched around `offset`, or just before it and read to its end."""
         for at, window in enumerate(self._windows):
-            if window.first <= offset <= window.end:
+            if window.first <= offset < window.end or offset == window.end == window.read:
                 return self._windows.pop(at)
         return None
 
-    def _begin(self, offset: int, stop: int, limit: int) -> _Window:
+    def _begin(self, offset: int, stop: int, run: range) -> _Window:
         """What is fetched where nothing was."""
         step = _LEAST
         first = offset
@@ -163,12 +183,16 @@ class ReadAhead:
             first, stop = 0, self._size
         elif offset >= self._size - _TAIL:
             first, stop = self._size - _TAIL, self._size
+        elif offset == run.start and (before := self._finished(offset)) is not None:
+            step = min(2 * before.step, _MOST)
+        return _Window(first, self._fetch(first, max(stop, min(first + step, run.stop))), run, step)
+
+    def _finished(self, offset: int) -> _Window | None:
+        """Takes out one that was read to the end of its run: who read it may now read the next one."""
         for at, window in enumerate(self._windows):
-            if window.read == window.end == window.limit:  # read to its end: now the next one is
-                step = min(2 * window.step, _MOST)
-                del self._windows[at]
-                break
-        return _Window(first, self._fetch(first, max(stop, min(first + step, limit))), limit, step)
+            if window.read == window.end == window.run.stop <= offset:
+                return self._windows.pop(at)
+        return None
 
 
 class _Stream(io.RawIOBase):

@@ -28,6 +28,7 @@ MODES = (SEMANTIC, LEXICAL, HYBRID)
 COSINE, BM25 = "cosine", "bm25"
 _FIRST_FETCH, _FETCH_EACH = 64, 4
 _TOGETHER = 256  # queries: what they share of decoding is done once
+_HITS_TOGETHER = 4096  # of them, at most about: all are held in memory
 
 
 @dataclass
@@ -60,7 +61,7 @@ def find_many(
     mode = choose_mode(archive, mode, group)
     allowed = None if where is None else passing(archive._store, where)
     search = partial(_find, archive, k=k, mode=mode, allowed=allowed, group=group)
-    return _answers(archive, queries, search, snippets)
+    return _answers(archive, queries, search, snippets, min(_TOGETHER, max(1, _HITS_TOGETHER // k)))
 
 
 def _answers(
@@ -68,9 +69,10 @@ def _answers(
     queries: Iterable[str],
     search: Callable[[Sequence[str]], list[Found | None]],
     snippets: bool,
+    together: int,
 ) -> Iterator[list[Hit]]:
     waiting = iter(queries)
-    while some := list(islice(waiting, _TOGETHER)):
+    while some := list(islice(waiting, together)):
         for query in some:
             if not isinstance(query, str):
                 raise UsageError(f"a query is a text, not {type(query).__name__}")
@@ -104,7 +106,8 @@ def find_like(archive: Archive, id: str, k: int, where: str | None, *, snippets:
     ordinal = archive._store.first_records[group] + row
     allowed = None if where is None else passing(archive._store, where)
     index, parts = archive._index()
-    vector = record_vectors(archive, np.array([ordinal]))[0]
+    codebook = archive._search_codec().codebook
+    vector = record_vectors(index.owners, index.codes, codebook, np.array([ordinal]))[0]
     if np.isnan(vector[0]):
         raise UsageError(
             f"record {id!r} has no search code: it is no text to the model, so nothing is like it"
@@ -117,18 +120,21 @@ def find_like(archive: Archive, id: str, k: int, where: str | None, *, snippets:
     return _hits(archive, [found], [""], snippets)[0]
 
 
-def record_vectors(archive: Archive, ordinals: np.ndarray) -> np.ndarray:
+def record_vectors(
+    owners: np.ndarray, codes: np.ndarray, codebook: np.ndarray, ordinals: np.ndarray
+) -> np.ndarray:
     """What the codes of records stand for, the mean of a record's passages, of unit length: float32 [n, D].
-    Rows of NaN for records without a code. ordinals: int64 [n], rising."""
-    index, _ = archive._index()
-    codebook = archive._search_codec().codebook
-    first, last = (np.searchsorted(index.owners, ordinals, side) for side in ("left", "right"))
+
+    owners: [m], rising, the record of each of the codes, uint8 [m, M]. ordinals: int64 [n], rising. Rows of
+    NaN for records without a code.
+    """
+    first, last = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))
     counts = last - first
     found = np.full((len(ordinals), codebook.shape[0] * codebook.shape[2]), np.nan, dtype=np.float32)
     if counts.any():
         ends = np.cumsum(counts)
         places = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
-        passages = scaled(read_codes(index.codes[places], codebook))
+        passages = scaled(read_codes(codes[places], codebook))
         found[counts > 0] = scaled(np.add.reduceat(passages, (ends - counts)[counts > 0]))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,16 @@ import pyarrow as pa
 from colazip.archive.blocks import BlockTable
 from colazip.archive.format import ROWS, text_crc
 from colazip.archive.record import Hit, PackSummary, Record
-from colazip.archive.selection import Chosen, Places, Run, chosen_rows, ranges, rows_of, stream
+from colazip.archive.selection import (
+    Chosen,
+    Places,
+    Run,
+    blocks_of,
+    chosen_rows,
+    ranges,
+    rows_of,
+    stream,
+)
 from colazip.archive.snippets import Passage
 from colazip.archive.store import Store
 from colazip.embedder import Embedder, Encode, as_embedder
@@ -64,7 +74,8 @@ _KEPT_BLOCKS = 16  # decoded blocks that stay in memory, for reads of neighbours
 
 
 class Archive:
-    """An archive opened for reading; a context manager.
+    """An archive opened for reading; a context manager. Threads may share it; the networks of a process run
+    for one of them at a time.
 
     path: the file, or a URL (https://, s3://, what fsspec knows), of which the parts are fetched that are
     needed. codec: what decodes it and embeds queries; None stands for the default model of the package,
@@ -84,6 +95,7 @@ class Archive:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = os.fspath(path)
+        self.storage_options = storage_options
         self._codec = codec
         self._store = Store(self.path, storage_options)
         self.manifest = self._store.manifest
@@ -94,6 +106,7 @@ class Archive:
         except ColazipError:
             self.close()
             raise
+        self._lock = threading.RLock()  # of what is kept in memory
         self._decoded: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._search_index: tuple[SearchIndex | LargeIndex | RefinedIndex, np.ndarray] | None = None
         self._index_files: Sidecar | None = None
@@ -349,11 +362,15 @@ class Archive:
         from colazip.archive.find import record_vectors
 
         self._need(SEARCH)
+        codebook = self._search_codec().codebook
         for group, rows in chosen_rows(self._store, range(len(self))[start:stop], where):
+            read = [self._block_codes(group, block) for block in blocks_of(self._store, group, rows)]
+            owners, codes = (np.concatenate([of[i] for of in read]) for i in (1, 2))
             for at in range(0, len(rows), _ROWS):
-                some = np.asarray(rows[at : at + _ROWS], dtype=np.int64)
-                ordinals = some + self._store.first_records[group]
-                yield list(self._ids([(group, some.tolist())])), record_vectors(self, ordinals)
+                some = rows[at : at + _ROWS]
+                ordinals = np.asarray(some, dtype=np.int64) + self._store.first_records[group]
+                found = record_vectors(owners, codes, codebook, ordinals)
+                yield list(self._ids([(group, some)])), found
 
     def to_arrow(
         self,
@@ -376,6 +393,10 @@ class Archive:
         """
         from colazip.arrow import batches, columns_of
 
+        if layer not in (EXACT, GIST):
+            raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+        if isinstance(columns, str):
+            raise UsageError("columns are a list of names, not one name")
         chosen = columns_of(self, columns, binary=binary)
         found = batches(self, chosen, start=start, stop=stop, where=where, layer=layer, rows=batch_rows)
         return pa.RecordBatchReader.from_batches(chosen.schema, found)
@@ -471,6 +492,8 @@ class Archive:
         what their hits share of decoding is done once."""
         from colazip.archive.find import find_many
 
+        if isinstance(queries, str):
+            raise UsageError("queries are a list of texts, not one text; see `search`")
         return find_many(self, queries, k, mode, where, group=group, snippets=snippets)
 
     def similar(self, id: str, k: int = 10, where: str | None = None, *, snippets: bool = True) -> list[Hit]:
@@ -665,13 +688,17 @@ class Archive:
 
     def _decoded_blocks(self, group: int, blocks: Sequence[int]) -> dict[int, list[bytes]]:
         """Exact parts of some blocks of a group; those that were read lately come from memory."""
-        found = {block: self._decoded[group, block] for block in blocks if (group, block) in self._decoded}
+        with self._lock:
+            found = {
+                block: self._decoded[group, block] for block in blocks if (group, block) in self._decoded
+            }
         found |= self._of_group(self._decode, group, [b for b in blocks if b not in found], OF_TEXT)
-        for block in blocks[-_KEPT_BLOCKS:]:
-            self._decoded[group, block] = found[block]
-            self._decoded.move_to_end((group, block))
-        while len(self._decoded) > _KEPT_BLOCKS:
-            self._decoded.popitem(last=False)
+        with self._lock:
+            for block in blocks[-_KEPT_BLOCKS:]:
+                self._decoded[group, block] = found[block]
+                self._decoded.move_to_end((group, block))
+            while len(self._decoded) > _KEPT_BLOCKS:
+                self._decoded.popitem(last=False)
         return found
 
     def _read_gists(self, group: int, blocks: Sequence[int]) -> dict[int, list[str]]:
@@ -765,6 +792,10 @@ class Archive:
 
     def _index(self) -> tuple[SearchIndex | LargeIndex | RefinedIndex, np.ndarray]:
         """The index, and the part (counted over the archive) of each of its codes."""
+        with self._lock:
+            return self._loaded_index()
+
+    def _loaded_index(self) -> tuple[SearchIndex | LargeIndex | RefinedIndex, np.ndarray]:
         if self._search_index is None:
             codebook = self._search_codec().codebook
             sidecar = self._sidecar(strict=False)
@@ -786,26 +817,27 @@ class Archive:
 
     def _codes(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each block: (part numbers int64 [n], record ordinals int64 [n], codes uint8 [n, M])."""
-        codec = self._search_codec()
-        width = codec.codebook.shape[0]
         for group, info in enumerate(self.manifest.groups):
-            table, rows = self._store.tables(group)
             for block in range(info.blocks):
-                try:
-                    slots, codes = codec.search_codes(self._store.block(group, block, (SEARCH, PLAIN)))
-                except FormatError as error:
-                    raise FormatError(f"{self._store.where(group, block)}: {error}") from error
-                outside = len(slots) and not 0 <= slots[0] <= slots[-1] < table.count(block)
-                if codes.shape != (len(slots), width) or outside or (np.diff(slots) < 0).any():
-                    raise FormatError(
-                        f"{self._store.where(group, block)}: damaged: its search codes don't fit"
-                    )
-                parts = table.starts[block] + slots
-                yield (
-                    self._store.first_parts[group] + parts,
-                    self._store.first_records[group] + rows.row_of(parts),
-                    codes,
-                )
+                yield self._block_codes(group, block)
+
+    def _block_codes(self, group: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `_codes` says of one block."""
+        codec = self._search_codec()
+        table, rows = self._store.tables(group)
+        try:
+            slots, codes = codec.search_codes(self._store.block(group, block, (SEARCH,)))
+        except FormatError as error:
+            raise FormatError(f"{self._store.where(group, block)}: {error}") from error
+        outside = len(slots) and not 0 <= slots[0] <= slots[-1] < table.count(block)
+        if codes.shape != (len(slots), codec.codebook.shape[0]) or outside or (np.diff(slots) < 0).any():
+            raise FormatError(f"{self._store.where(group, block)}: damaged: its search codes don't fit")
+        parts = table.starts[block] + slots
+        return (
+            self._store.first_parts[group] + parts,
+            self._store.first_records[group] + rows.row_of(parts),
+            codes,
+        )
 
     def _hit(self, ordinal: int, score: float, passage: Passage, scores: Mapping[str, float]) -> Hit:
         group, row = self._store.place(ordinal)

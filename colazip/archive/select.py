@@ -254,7 +254,7 @@ def _coded(archive: Archive, number: int, pieces: Sequence[Sequence[_Part]]) -> 
         slots, codes = [], []
         for slot, part in enumerate(piece):
             if part.block not in held:
-                old = archive._store.block(number, part.block, (SEARCH, PLAIN))
+                old = archive._store.block(number, part.block, (SEARCH,))
                 held[part.block] = codec.search_codes(old)
             of, all_codes = held[part.block]
             codes.append(all_codes[slice(*np.searchsorted(of, [part.slot, part.slot + 1]))])

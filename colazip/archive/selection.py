@@ -81,7 +81,7 @@ def stream(
     def places() -> Iterator[tuple[int, int]]:
         for group, rows in chosen:
             begun.append(_Group(store, group, rows))
-            yield from ((group, block) for block in _blocks(store, group, rows))
+            yield from ((group, block) for block in blocks_of(store, group, rows))
 
     for batch in in_batches(places()):
         decoded = iter(decode(batch))
@@ -140,7 +140,7 @@ class _Group(Generic[_T]):
             yield self.number, begin, done
 
 
-def _blocks(store: Store, group: int, rows: Sequence[int]) -> Iterable[int]:
+def blocks_of(store: Store, group: int, rows: Sequence[int]) -> Iterable[int]:
     """Blocks that hold parts of these rows, in order."""
     info = store.manifest.groups[group]
     if len(rows) == info.records:

@@ -16,9 +16,9 @@ class ByteSource(Protocol):
 
     size: int
 
-    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
-        """`length` bytes from `offset` on; fewer where there are no more. limit: what is read next ends
-        there at the latest, if anything is. Any thread may call. Raises InputError."""
+    def read(self, offset: int, length: int, run: range | None = None) -> bytes:
+        """`length` bytes from `offset` on; fewer where there are no more. run: what is read on in, if
+        anything is. Any thread may call. Raises InputError."""
 
     def close(self) -> None: ...
 
@@ -54,7 +54,7 @@ class LocalFile:
             self._file.close()
             raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
 
-    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
+    def read(self, offset: int, length: int, run: range | None = None) -> bytes:
         data = bytearray()
         try:
             with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -42,6 +43,7 @@ class Store:
 
     def __init__(self, path: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        self._lock = threading.RLock()  # of what is kept in memory
         self._bytes = open_source(path, storage_options)
         self.file_bytes = self._bytes.size
         try:
@@ -71,9 +73,10 @@ class Store:
         except FormatError as error:
             raise type(error)(f"{self.path}: {error}") from error
 
-    def read(self, offset: int, length: int, limit: int | None = None) -> bytes:
-        """Exactly `length` bytes of the file. limit: the end of the section that is being read."""
-        data = self._bytes.read(offset, length, limit)
+    def read(self, offset: int, length: int, section: Section | None = None) -> bytes:
+        """Exactly `length` bytes of the file. section: what they are of."""
+        run = None if section is None else range(section.offset, section.offset + section.length)
+        data = self._bytes.read(offset, length, run)
         if len(data) < length:
             raise FormatError(f"{self.path}: truncated while it was open")
         return data
@@ -82,8 +85,7 @@ class Store:
         """The bytes of a section, a MiB at a time; raises FormatError at the end if the checksum is wrong."""
         crc = 0
         for start in range(0, section.length, _READ_BYTES):
-            end = section.offset + section.length
-            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start), end)
+            chunk = self.read(section.offset + start, min(_READ_BYTES, section.length - start), section)
             crc = zlib.crc32(chunk, crc)
             yield chunk
         if crc != section.crc:
@@ -95,6 +97,10 @@ class Store:
 
     def tables(self, group: int) -> tuple[BlockTable, RowTable]:
         """Tables of one group."""
+        with self._lock:
+            return self._tables(group)
+
+    def _tables(self, group: int) -> tuple[BlockTable, RowTable]:
         if group not in self._groups:
             info = self.manifest.groups[group]
             rows = self.read_section(info.sections[ROWS]) if ROWS in info.sections else None
@@ -120,8 +126,7 @@ class Store:
             if layer is None or not layer.present[block]:
                 continue
             section = self.manifest.groups[group].sections[name]
-            end = section.offset + section.length
-            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]), end)
+            found[name] = self.read(int(layer.offsets[block]), int(layer.lengths[block]), section)
             if zlib.crc32(found[name]) != layer.crcs[block]:
                 raise FormatError(
                     f"{self.where(group, block)}: damaged: the checksum of the {name} layer doesn't match"
@@ -164,6 +169,10 @@ class Store:
 
     def _hashed_ids(self) -> tuple[np.ndarray, np.ndarray]:
         """(sorted hashes int64 [n], ordinals int64 [n]) of the records in groups with ids of their own."""
+        with self._lock:
+            return self._indexed_ids()
+
+    def _indexed_ids(self) -> tuple[np.ndarray, np.ndarray]:
         if self._id_index is None:
             hashes, ordinals = [], []
             for group, info in enumerate(self.manifest.groups):

@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None, codec: ArchiveCodec | None = None) -
     the environment variable COLAZIP_DEBUG=1 raises it instead, traceback and all.
     """
     complete()
+    # gRPC would write lines of its own, about a port in use and the like.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A terminal that can't show a character gets an escape instead of an exception.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -152,7 +152,7 @@ def search(
                 raise RecordNotFoundError(f"{archive}: no record {like!r}; it has {_known_ids(opened)}")
             hits = opened.similar(like, k, where, snippets=not no_snippets)
         elif queries is not None:
-            with click.open_file(queries, encoding="utf-8", errors="replace") as lines:
+            with click.open_file(queries, encoding="utf-8-sig", errors="replace") as lines:
                 asked, answered = tee(line.rstrip("\r\n") for line in lines)
                 found = opened.search_many(
                     asked, k, mode, where, group=not passages, snippets=not no_snippets

@@ -49,7 +49,7 @@ def select(
     check_free(output, force)
     chosen = list(ids) if where is None else None
     if listed is not None and chosen is not None:
-        with click.open_file(listed, encoding="utf-8", errors="surrogateescape") as lines:
+        with click.open_file(listed, encoding="utf-8-sig", errors="surrogateescape") as lines:
             chosen += filter(None, (line.rstrip("\r\n") for line in lines))
     with Archive(archive) as opened:
         code_bytes = opened.manifest.code_bytes

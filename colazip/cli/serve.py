@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -15,6 +16,7 @@ from colazip.cli.console import Console, amount
 from colazip.cli.model_option import given_codec, load_codec, model_options
 from colazip.cli.options import console_options
 from colazip.errors import InputError, UsageError
+from colazip.remote import is_url
 
 if TYPE_CHECKING:
     from colazip.transport.server import ArchiveServer
@@ -64,8 +66,6 @@ def serve(
         raise UsageError("--tls-cert and --tls-key go together; give both")
     paths = _named(archives)
     token = None if token_file is None else _token(token_file)
-    # gRPC would write lines of its own about a port in use and the like.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from colazip.transport.server import ArchiveServer
 
     codec = given_codec() if model is None else load_codec(model)
@@ -102,8 +102,8 @@ def _named(archives: Sequence[str]) -> dict[str, str]:
     paths: dict[str, str] = {}
     for argument in archives:
         name, separator, path = argument.partition("=")
-        if not separator or os.path.exists(argument):
-            name, path = Path(argument).stem, argument
+        if not separator or os.path.exists(argument) or is_url(argument):
+            name, path = Path(urlsplit(argument).path if is_url(argument) else argument).stem, argument
         if name in paths:
             raise UsageError(f"{paths[name]} and {path} would both be {name!r}; name one, as in NAME={path}")
         paths[name] = path

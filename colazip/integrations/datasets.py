@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -45,12 +45,13 @@ def load_archive(
     arrow_file: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
     codec: CodecMaker | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Dataset | IterableDataset:
     """The records of an archive as a `Dataset`, or an `IterableDataset` that decodes them while it is read.
 
-    columns, layer, where, binary: as of `Archive.to_arrow`. Nothing is downloaded, and nothing written to the
-    cache of datasets. A `Dataset` is held in memory, unless `arrow_file` names a file to write, from which it
-    is then mapped.
+    columns, layer, where, binary: as of `Archive.to_arrow`. storage_options: as of `Archive`. Nothing but an
+    archive at a URL is downloaded, and nothing written to the cache of datasets. A `Dataset` is held in
+    memory, unless `arrow_file` names a file to write, from which it is then mapped.
 
     streaming: the features are known at once. Ranges of the archive, at most `shards` of them, are the
     dataset's shards, which the workers of a `DataLoader` and nodes divide among them. From a state
@@ -63,7 +64,7 @@ def load_archive(
     """
     if streaming and arrow_file is not None:
         raise UsageError("arrow_file is for a dataset that is not streamed; leave one of the two out")
-    with Archive(path) as archive:
+    with Archive(path, storage_options=storage_options) as archive:
         choice = CodecChoice.of(model, codec)
         scan = Scan.of(archive, columns, layer=layer, where=where, binary=binary, codec=choice)
         ranges = archive.ranges(shards)

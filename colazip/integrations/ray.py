@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from colazip.archive import Archive, PackSummary, Record
 from colazip.errors import ColazipError, InputError, UsageError
+from colazip.files import check_here
 from colazip.integrations.scan import CodecChoice, CodecMaker, Scan
 from colazip.layers import EXACT
 from colazip.presets import SMALL, choose
@@ -48,6 +49,7 @@ def read_archive(
     binary: bool = False,
     model: str | os.PathLike[str] | None = None,
     codec: CodecMaker | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     override_num_blocks: int | None = None,
     **options: Any,
 ) -> ray.data.Dataset:
@@ -56,7 +58,8 @@ def read_archive(
     columns, layer, where, binary: as of `Archive.to_arrow`. Columns that a plan drops later
     (`select_columns`) are not read either, from Ray 2.60 on; without the text nothing is decoded. Rows come
     in the archive's order if the context says `execution_options.preserve_order`, as ever in Ray. The archive
-    must be under the same path on all nodes, and stay as it is until all is read.
+    must be under the same path on all nodes, or at a URL (storage_options: as of `Archive`), and stay as it
+    is until all is read.
 
     model: folder of another model than the one in the package, on all nodes. codec: instead, a function or
     class that makes the codec, once a worker; it is pickled. override_num_blocks, options: as of
@@ -65,7 +68,7 @@ def read_archive(
     decoded comes out of Ray, as an exception that is also of colazip's type.
     """
     choice = CodecChoice.of(model, codec)
-    with Archive(path) as archive:
+    with Archive(path, storage_options=storage_options) as archive:
         scan = Scan.of(archive, columns, layer=layer, where=where, binary=binary, codec=choice)
     return ray.data.read_datasource(
         ArchiveDatasource(scan), override_num_blocks=override_num_blocks, **options
@@ -91,7 +94,7 @@ class ArchiveDatasource(Datasource):  # type: ignore[misc]
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         scan = self._projected()
-        with Archive(scan.path) as archive:
+        with Archive(scan.path, storage_options=scan.storage_options) as archive:
             ranges = archive.ranges(parallelism)
         counts_only = self._projection_map == {}
 
@@ -156,6 +159,7 @@ def write_archive(
     kept (maps, tensors, objects), a text or id that is null, duplicate ids, a folder that is not shared; and
     what `Archive.pack` and Ray do.
     """
+    check_here(path)
     target = os.path.realpath(path)
     columns = ColumnChoice(text_column, id_column, called=("text_column", "id_column"))
     choose(preset, layers)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from colazip.arrow import Columns, batches, columns_of
 from colazip.errors import InputError, UsageError
 from colazip.layers import EXACT, GIST, ArchiveCodec
 from colazip.oneshot import default_codec
+from colazip.remote import absolute
 
 BATCH_ROWS = 1024
 _ROW_RATIO = 4  # about what row tables are compressed by
@@ -81,6 +83,7 @@ class Scan:
     records: int
     text_bytes: int
     row_bytes: int
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold secrets
 
     @classmethod
     def of(
@@ -107,7 +110,7 @@ class Scan:
         manifest = archive.manifest
         rows = sum(group.sections[ROWS].length for group in manifest.groups if ROWS in group.sections)
         return cls(
-            os.path.abspath(archive.path),
+            absolute(archive.path),
             chosen,
             layer,
             where,
@@ -116,6 +119,7 @@ class Scan:
             len(archive),
             manifest.text_bytes,
             rows * _ROW_RATIO,
+            archive.storage_options,
         )
 
     def memory_bytes(self) -> int:
@@ -136,11 +140,17 @@ class Scan:
         parts = (self.fingerprint, str(self.columns.schema), self.layer, str(self.where))
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
+    def open(self) -> Archive:
+        """The archive, with the codec if text is to be read."""
+        needed = self.columns.reads_text or self.columns.reads_vectors
+        return Archive(
+            self.path, self.codec.to_read() if needed else None, storage_options=self.storage_options
+        )
+
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
         """The records of a range, as `Archive.to_arrow` has them; opens and closes the archive. Raises
         InputError if it isn't the one that the scan was made for any more."""
-        codec = self.codec.to_read() if self.columns.reads_text else None
-        with Archive(self.path, codec) as archive:
+        with self.open() as archive:
             if archive._store.fingerprint != self.fingerprint:
                 raise InputError(f"{self.path}: was changed meanwhile; read it again from the start")
             yield from batches(

@@ -325,8 +325,8 @@ def open_served(url: str, options: Mapping[str, Any] | None = None) -> RemoteFil
     as of `connect`; where there are none, those that the environment has in COLAZIP_TOKEN and
     COLAZIP_TLS_ROOT. Raises UsageError for a URL or an option that is none, InputError as `RemoteBytes`."""
     given = {
-        "token": os.environ.get("COLAZIP_TOKEN"),
-        "tls_root": os.environ.get("COLAZIP_TLS_ROOT"),
+        "token": os.environ.get("COLAZIP_TOKEN") or None,
+        "tls_root": os.environ.get("COLAZIP_TLS_ROOT") or None,
     } | dict(options or {})
     if unknown := given.keys() - {"token", "tls_root"}:
         raise UsageError(f"{url}: takes the options token and tls_root, not {', '.join(sorted(unknown))}")

@@ -16,6 +16,7 @@ from colazip.layers import EXACT, GIST
 
 MAX_REQUEST_BYTES = 1 << 16
 MAX_HITS = 1000
+MAX_SHOWN = 100  # hits with snippets: text is decoded for each
 MAX_READ_BYTES = 1 << 24  # of one ticket of the kind bytes
 _MAX_NUMBER = 1 << 62
 
@@ -53,6 +54,8 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if (self.query is None) == (self.like is None):
             raise UsageError("search: give either 'query' or 'like'")
+        if self.snippets and self.k > MAX_SHOWN:
+            raise UsageError(f"search: 'k' over {MAX_SHOWN} goes with 'snippets' false")
         if self.like is not None and (self.mode not in (None, "semantic") or not self.group):
             raise UsageError("search: 'like' finds records by meaning; leave out 'mode' and 'group'")
 
@@ -193,7 +196,8 @@ def _shown(value: Any) -> str:
 
 def check_token(token: str) -> str:
     """The token, if it can stand in a header: UsageError unless it is 1 to 1,000 visible ASCII characters."""
-    if not 1 <= len(token) <= 1000 or not all("!" <= char <= "~" for char in token):
+    fits = isinstance(token, str) and 1 <= len(token) <= 1000
+    if not fits or not all("!" <= char <= "~" for char in token):
         raise UsageError("a token is 1 to 1,000 characters of ASCII, without spaces")
     return token
 

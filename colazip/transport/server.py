@@ -23,6 +23,7 @@ from colazip.arrow import VECTOR, Columns, batches_of, columns_of, records_for
 from colazip.errors import ColazipError, FormatError, InputError, ModelError, ModelMismatchError, UsageError
 from colazip.layers import EXACT, ArchiveCodec, in_batches
 from colazip.oneshot import default_codec
+from colazip.remote import absolute
 from colazip.transport.answers import FILE_BYTES, HITS, to_batch
 from colazip.transport.requests import (
     BytesRequest,
@@ -83,7 +84,7 @@ class ArchiveServer(fl.FlightServerBase):
         try:
             for name, path in archives.items():
                 # Absolute, so that it can be told from other words where an error names it.
-                self._archives[_check_name(name)] = _opened(os.path.abspath(os.fspath(path)), codec)
+                self._archives[_check_name(name)] = _opened(absolute(path), codec)
             self._scheme = "grpc" if tls is None else "grpc+tls"
             self.host = host
             try:

@@ -119,7 +119,7 @@ def test_select(run: Run, fails, tmp_path: Path) -> None:
 
 
 def test_many_queries(run: Run, fails, tmp_path: Path) -> None:
-    (tmp_path / "queries").write_text("bread needs flour\n\nboats, 🚤\r\n", encoding="utf-8")
+    (tmp_path / "queries").write_text("\ufeffbread needs flour\n\nboats, 🚤\r\n", encoding="utf-8")
     for stdin, name in ((b"", "queries"), ((tmp_path / "queries").read_bytes(), "-")):
         answers = run("search", "a.cola", "--queries", name, "-k", "2", stdin=stdin).text.splitlines()
         found = [json.loads(line) for line in answers]

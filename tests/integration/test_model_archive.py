@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,3 +111,28 @@ def test_damage_anywhere_is_an_error_and_never_other_text(tmp_path: Path) -> Non
         broken.write_bytes(data)
         with pytest.raises(ColazipError), Archive(broken, tiny_codec()) as archive:
             archive.verify()
+
+
+def ask(archive: Archive, job: int) -> Any:
+    id = str(job * 37 % len(archive))
+    kinds: list[Callable[[], Any]] = [
+        lambda: archive.get(id),
+        lambda: archive.gist(id),
+        lambda: [hit.id for hit in archive.search(f"how {job}", k=3, snippets=job % 2 > 0)],
+        lambda: [record.id for record in archive.records(job, job + 3)],
+    ]
+    return kinds[job % 4]()
+
+
+def test_threads_that_share_archives_and_a_codec(tmp_path: Path) -> None:
+    codec = tiny_codec()
+    texts = [f"{i}: {text}" for i in range(2) for text in passages()]
+    paths = [tmp_path / f"{number}.cola" for number in range(2)]
+    for number, path in enumerate(paths):
+        Archive.pack(path, texts[number::2], codec=codec)
+    jobs = [(which, job) for job in range(12) for which in range(2)]
+    alone = [Archive(path, codec) for path in paths]
+    wanted = [ask(alone[which], job) for which, job in jobs]
+    shared = [Archive(path, codec) for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda item: ask(shared[item[0]], item[1]), jobs)) == wanted

@@ -206,6 +206,8 @@ def test_many_queries_find_what_each_finds(tmp_path: Path, mode: str) -> None:
         assert list(archive.search_many([])) == []
         with pytest.raises(UsageError, match="a query is a text, not int"):
             list(archive.search_many(["x", 3]))
+        with pytest.raises(UsageError, match="a list of texts, not one text"):
+            archive.search_many("tax law")
         with pytest.raises(UsageError, match="k must be"):
             archive.search_many(["x"], 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,8 +39,6 @@ def site() -> Iterator[Site]:
 @pytest.fixture
 def archive_file(tmp_path: Path) -> Path:
     """Half a megabyte: its records don't compress well."""
-    import random
-
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(20_000)]
     records = [Record(" ".join(draw.choices(words, k=40)).encode(), f"id-{i}", {"n": i}) for i in range(3000)]
@@ -105,7 +104,7 @@ def test_what_a_server_can_say(site: Site, archive_file: Path) -> None:
 
 def test_a_server_that_is_not_there() -> None:
     pytest.importorskip("aiohttp")
-    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/a\.cola: can't be read: "):
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/a\.cola: can't be read: .*onnect"):
         Archive("http://127.0.0.1:1/a.cola")
     with pytest.raises(InputError, match=r"nonsense://x: can't be read: .*nonsense"):
         Archive("nonsense://x")
@@ -133,6 +132,36 @@ def test_other_file_systems(archive_file: Path, tmp_path: Path) -> None:
     memory.pipe("/box/a.cola", b"not an archive")
     with pytest.raises(FormatError, match=r"memory://box/a\.cola: "):
         Archive("memory://box/a.cola")
+
+
+def test_codes_are_read_without_the_text_beside_them(site: Site, tmp_path: Path) -> None:
+    draw = random.Random(2)
+    texts = ["".join(draw.choices("abcdefghijklmnop ", k=600)) for _ in range(3000)]
+    Archive.pack(tmp_path / "a.cola", texts, codec=CODEC, preset="fast")
+    site.files["/a.cola"] = (tmp_path / "a.cola").read_bytes()
+    with Archive(f"{site.address}/a.cola", CODEC) as archive:
+        archive.search("7919", k=3, snippets=False)
+        sections = [section for group in archive.manifest.groups for section in group.sections.values()]
+        codes = sum(section.length for section in sections if section.kind == "search")
+    assert site.sent < codes + 150_000 < len(site.files["/a.cola"]) / 2
+    site.sent = 0
+    with Archive(f"{site.address}/a.cola", CODEC) as archive:
+        next(archive.vectors(1000, 1010))
+    assert site.sent < 150_000
+
+
+def test_what_reads_archives_takes_urls(site: Site, archive_file: Path) -> None:
+    site.files["/a.cola"] = archive_file.read_bytes()
+    url = f"{site.address}/a.cola"
+    from colazip.transport.server import ArchiveServer
+
+    with ArchiveServer({"a": url}, codec=CODEC) as server, Archive(f"{server.location}/a", CODEC) as there:
+        assert there.get("id-7") == Archive(archive_file, CODEC).get("id-7")
+    pytest.importorskip("datasets", reason="not installed: pip install 'colazip[datasets]'")
+    from colazip.integrations.datasets import load_archive
+
+    stream = load_archive(url, ["n"], streaming=True)
+    assert [row["n"] for row in stream] == list(range(3000))
 
 
 def test_commands_read_archives_at_urls(
@@ -174,6 +203,15 @@ def test_packing_what_lies_elsewhere(site: Site, tmp_path: Path, monkeypatch: py
         with Archive(f"{name}.cola", CODEC) as archive:
             assert archive.source["name"] == name
             assert archive.to_arrow(["text", "n"]).read_all().equals(table)
+    for name in ("t.parquet", "t.jsonl"):  # what is signed with a secret
+        url = f"{site.address}/{name}?signature=SECRET&x=1"
+        assert main(["pack", url, "-o", f"{name}.cola", "-f", "-q"], CODEC) == 0
+        with Archive(f"{name}.cola", CODEC) as archive:
+            assert (archive.source["name"], len(archive)) == (name, 5000)
+        assert b"SECRET" not in Path(f"{name}.cola").read_bytes()
+    assert main(["pack", f"{site.address}/a.txt?SECRET", "-o", "x.cola", "-q"], CODEC) == 0
+    assert list(Archive("x.cola", CODEC).ids()) == ["a.txt"]
+    Path("x.cola").unlink()
     both = [f"{site.address}/a.txt", f"{site.address}/t.jsonl"]
     assert main(["pack", *both, "--format", "text", "-o", "files.cola", "-q"], CODEC) == 0
     with Archive("files.cola", CODEC) as archive:
@@ -184,6 +222,8 @@ def test_packing_what_lies_elsewhere(site: Site, tmp_path: Path, monkeypatch: py
     assert main(["pack", "t.jsonl.cola", "-o", "memory://box/x.cola", "-q"], CODEC) == 2
     with pytest.raises(UsageError, match="only files here are written"):
         Archive.pack("memory://box/x.cola", ["text"], codec=CODEC)
+    folder = [f"{site.address}/a.txt", f"{site.address}/more/"]
+    assert main(["pack", *folder, "--format", "text", "-o", "x.cola", "-q"], CODEC) == 1
     del site.files["/a.txt"]
     assert main(["pack", f"{site.address}/a.txt", "-o", "x.cola", "-q"], CODEC) == 1
     assert not Path("x.cola").exists()
@@ -222,6 +262,29 @@ def test_any_ranges(size: int, places: list[tuple[int, int]]) -> None:
     for offset, length in places:
         assert reads.read(offset, length) == data[offset : offset + length]
     assert fetched <= sum(max(3 * length, 16 << 10) + (128 << 10) for _, length in places)
+
+
+def test_layers_that_lie_side_by_side_are_fetched_once() -> None:
+    fetched = 0
+
+    def fetch(first: int, stop: int) -> bytes:
+        nonlocal fetched
+        fetched += stop - first
+        return bytes(stop - first)
+
+    groups = [range(at, at + 3_000_000) for at in range(0, 12_000_000, 3_000_000)]
+    reads = ReadAhead(13_000_000, fetch)
+    for group in groups:
+        one, other = range(group.start, group.start + 2_000_000), range(group.start + 2_000_000, group.stop)
+        for piece in range(40):
+            reads.read(one.start + 50_000 * piece, 50_000, one)
+            reads.read(other.start + 25_000 * piece, 25_000, other)
+    assert fetched == 12_000_000
+    fetched = 0
+    reads.read(
+        groups[0].start + 700_000, 50_000, groups[0]
+    )  # in the middle of something: no more than it takes
+    assert fetched == 50_000
 
 
 def test_a_file_that_ends_early() -> None:
