@@ -95,7 +95,7 @@ class Gist:
 _RUNNING = threading.RLock()
 
 
-def _one_at_a_time(method: Callable[_P, _T]) -> Callable[_P, _T]:
+def one_at_a_time(method: Callable[_P, _T]) -> Callable[_P, _T]:
     """For all codecs of the process: threads that share networks would write into each other's buffers, and
     what Numba compiled in parallel is not made to run twice at once."""
 
@@ -433,7 +433,7 @@ class Codec:
         parts.append(data[at:])
         return parts
 
-    @_one_at_a_time
+    @one_at_a_time
     def encode_blocks(
         self,
         blocks: Sequence[Sequence[bytes]],
@@ -459,7 +459,7 @@ class Codec:
             result.extend(self._encode_some(some, wanted, level, self._abridger))
         return result
 
-    @_one_at_a_time
+    @one_at_a_time
     def decode_blocks(self, blocks: Sequence[Block]) -> list[list[bytes]]:
         """Exact bytes of every part. MissingLayerError without GIST and EXACT, or PLAIN of all parts;
         FormatError on damage."""
@@ -485,7 +485,7 @@ class Codec:
                 result.append(parts)
         return result
 
-    @_one_at_a_time
+    @one_at_a_time
     def read_gist(self, blocks: Sequence[Block]) -> list[list[str]]:
         """Approximate text of every part from the gist layer; the exact text of parts kept in PLAIN. Of a
         brief its words."""
@@ -537,7 +537,7 @@ class Codec:
             return min(1, patches)
         return count_passages(patches, self._patch, self._passage_tokens)
 
-    @_one_at_a_time
+    @one_at_a_time
     def bits(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Code length of each text on its own in bits, float64 [N]: gist and exact layer, nothing around.
 
@@ -555,7 +555,7 @@ class Codec:
             np.add.at(result, lo + lanes.block, lengths)
         return result
 
-    @_one_at_a_time
+    @one_at_a_time
     def vectors(self, texts: Sequence[str | bytes], dimensions: int | None = None) -> np.ndarray:
         """Unit vectors, float32 [N, D], in context; an empty text has the zero vector. A long text is pooled
         over its segments.
@@ -630,7 +630,7 @@ class Codec:
 
     # -- latents, for the prior
 
-    @_one_at_a_time
+    @one_at_a_time
     def gists(self, block: Block) -> dict[int, Gist]:
         """The gist of each coded part of a block, by slot."""
         (some,) = self._open_blocks([block], (GIST,))
@@ -650,7 +650,7 @@ class Codec:
         (plain,) = _Opened([block], self).plain
         return {slot: data.decode("utf-8", "replace") for slot, data in plain.items()}
 
-    @_one_at_a_time
+    @one_at_a_time
     def read_tokens(self, gists: Sequence[Gist]) -> list[np.ndarray]:
         """Readings of gists: the likeliest tokens behind them, int64 [T] each."""
         result = [np.zeros(0, np.int64)] * len(gists)

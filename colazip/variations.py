@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from colazip.codec import Gist
+from colazip.codec import Gist, one_at_a_time
 from colazip.continuation import fill_in, go_on
 from colazip.errors import UsageError
 from colazip.layers import Block
@@ -27,6 +27,7 @@ _TRIED = 128  # patches of a text that tell how much noise changes its tokens
 Parts = Sequence[tuple[Block, int]]  # a record's parts: block, and slot in it
 
 
+@one_at_a_time
 def denoise(
     codec: Codec,
     blocks: Sequence[Block],
@@ -131,6 +132,7 @@ def _drawn(
     return result
 
 
+@one_at_a_time
 def regenerate(
     codec: Codec,
     parts: Parts,
@@ -225,6 +227,7 @@ def _noise_that_changes(codec: Codec, prior: Prior, pieces: Sequence[np.ndarray]
     return high
 
 
+@one_at_a_time
 def fill(
     codec: Codec,
     parts: Parts,
@@ -329,6 +332,7 @@ def choose_missing(count: int, missing: float | Sequence[int], seed: int) -> np.
     return holes
 
 
+@one_at_a_time
 def proceed(
     codec: Codec, parts: Parts, *, tokens: int = 200, by: str = CODER, options: Sampling | None = None
 ) -> str:
@@ -385,6 +389,7 @@ def _drawn_on(codec: Codec, known: np.ndarray, count: int, options: Sampling) ->
     return cells.anywhere(_tokens(codec, values, len(centre))[len(known) :])
 
 
+@one_at_a_time
 def score(
     codec: Codec, texts: Sequence[str | bytes], *, by: str = CODER, draws: int = 16, seed: int = 0
 ) -> np.ndarray:
