@@ -105,14 +105,18 @@ def open_remote(url: str, storage_options: Mapping[str, Any] | None = None) -> R
         return data
 
     options = dict(storage_options or {})
+    web = url.startswith(("http://", "https://"))
     try:
-        if url.startswith(("http://", "https://")) and "client_kwargs" not in options:
+        if web and "client_kwargs" not in options:
             from aiohttp import ClientTimeout
 
             timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
             options["client_kwargs"] = {"timeout": timeout}
         files, path = fsspec.core.url_to_fs(url, **options)
         size = files.info(path).get("size")
+    except ImportError as error:
+        advice = "; pip install 'colazip[http]'" if web else ""
+        raise InputError(f"{url}: can't be read: {error}{advice}") from error
     except Exception as error:  # as above
         raise lost(error) from error
     if not isinstance(size, int):

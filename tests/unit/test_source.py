@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_a_server_that_is_not_there() -> None:
         Archive("http://127.0.0.1:1/a.cola")
     with pytest.raises(InputError, match=r"nonsense://x: can't be read: .*nonsense"):
         Archive("nonsense://x")
+
+
+def test_without_the_package_of_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"aiohttp.*; pip install 'colazip\[http\]'$"):
+        Archive("https://host.invalid/a.cola")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(InputError, match=r"s3://box/a\.cola: can't be read: .*s3fs"):
+        Archive("s3://box/a.cola")
 
 
 def test_other_file_systems(archive_file: Path, tmp_path: Path) -> None:
