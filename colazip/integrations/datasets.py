@@ -64,6 +64,8 @@ def load_archive(
     """
     if streaming and arrow_file is not None:
         raise UsageError("arrow_file is for a dataset that is not streamed; leave one of the two out")
+    if arrow_file is not None and os.path.lexists(arrow_file):
+        raise UsageError(f"{os.fspath(arrow_file)}: exists already; name another file, or remove it")
     with Archive(path, storage_options=storage_options) as archive:
         choice = CodecChoice.of(model, codec)
         scan = Scan.of(archive, columns, layer=layer, where=where, binary=binary, codec=choice)

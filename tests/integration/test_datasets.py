@@ -70,7 +70,7 @@ def test_from_a_file(archive: Path, tmp_path: Path) -> None:
     loaded = load_archive(archive, codec=PlainCodec, arrow_file=file)
     assert [entry["filename"] for entry in loaded.cache_files] == [str(file)]
     assert len(loaded) == ROWS and loaded[999]["n"] == 999
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already; name another"):
         load_archive(archive, codec=PlainCodec, arrow_file=file)
 
 
