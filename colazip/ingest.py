@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from colazip.archive.record import Record
 from colazip.errors import InputError, UsageError
-from colazip.remote import is_url, open_url
+from colazip.remote import is_url, named, open_url
 from colazip.tables import FORMATS, SUFFIXES, ColumnChoice, Input, TableReader, open_table
 
 STDIN = "-"
@@ -73,7 +72,7 @@ def open_sources(
     if kind == "text":
         return _checked(_open_files(paths, bool(folders), stdin, exclude, warn), paths)
     listed = _expand(paths, kind, exclude, warn) if folders else list(paths)
-    name = None if len(paths) > 1 or folders or paths[0] == STDIN else os.path.basename(_named(paths[0]))
+    name = None if len(paths) > 1 or folders or paths[0] == STDIN else os.path.basename(named(paths[0]))
     if kind == "lines":
         return _checked(_open_lines(listed, name, stdin), paths)
     return _checked(_open_tables(listed, name, kind, columns or ColumnChoice(), stdin), paths)
@@ -84,7 +83,7 @@ def _resolve(paths: Sequence[str], format: str) -> str:
     if format != "auto":
         return format
     kinds = {
-        "text" if os.path.isdir(path) else SUFFIXES.get(Path(_named(path)).suffix.lower(), "text")
+        "text" if os.path.isdir(path) else SUFFIXES.get(Path(named(path)).suffix.lower(), "text")
         for path in paths
     }
     if len(kinds) > 1:
@@ -119,7 +118,7 @@ def _open_files(
     if stdin is not None and paths[0] == STDIN:
         return Source({"kind": "file", "name": None}, _stdin_record(stdin), lambda: None)
     if len(paths) == 1 and not has_folders:
-        name = os.path.basename(_named(paths[0]))
+        name = os.path.basename(named(paths[0]))
         if name.lower().endswith(_NO_TABLES):
             warn(
                 f"{paths[0]}: packed as one record, as it is; rows are read from .jsonl, .csv, .tsv, .parquet"
@@ -185,15 +184,10 @@ def _walk(
             yield file, _utf8(f"{prefix}/{inside}" if prefix else inside)
 
 
-def _named(path: str) -> str:
-    """A path, or that of a URL: without what may be a secret in its query, and with the suffix at its end."""
-    return urlsplit(path).path if is_url(path) else path
-
-
 def _shown(path: str) -> str:
     """What stands for a source in record ids if there are several: its path if relative, else its name."""
     if is_url(path):
-        if not (name := os.path.basename(_named(path))):
+        if not (name := os.path.basename(named(path))):
             raise InputError(f"{path}: names no file; a folder at a URL can't be packed")
         return name
     normal = os.path.normpath(path)

@@ -58,6 +58,12 @@ def check_layers(layers: Sequence[str]) -> tuple[str, ...]:
     return tuple(layer for layer in (*LAYERS, PLAIN) if layer in layers)
 
 
+def check_readable(layer: str) -> None:
+    """Raises UsageError for a layer that can't be asked for as text."""
+    if layer not in (EXACT, GIST):
+        raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+
+
 def holds_text(layers: Collection[str]) -> bool:
     """Whether a set of layers, as `check_layers` allows it, gives every text back byte for byte."""
     return EXACT in layers or PLAIN in layers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from colazip.archive.record import Record
 from colazip.errors import FormatError, MissingLayerError, UsageError
 from colazip.files import create, inside, new_file, new_folder
-from colazip.layers import EXACT, GIST
+from colazip.layers import EXACT, GIST, check_readable
 from colazip.tables import FORMATS, SUFFIXES, TableLayout, delimiter_of, writer
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def write_records(
     as `Archive.gists` takes them. where: only records whose metadata pass, as in `Archive.search`. Raises
     ColazipError or OSError.
     """
-    if layer not in (EXACT, GIST):
-        raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+    check_readable(layer)
     records = _Counted(_read(archive, layer, denoise, detail, missing, options, where), progress)
     if plan.format == FILES:
         with new_folder(plan.path or "", overwrite) as folder:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 from colazip.errors import InputError
 
@@ -31,6 +32,11 @@ _WINDOWS = 8  # places that are read on from side by side: layers of an archive 
 def is_url(path: str) -> bool:
     """Whether a path is a URL: `scheme://...`, or `scheme::scheme://...`, a chain of them."""
     return _URL.match(path) is not None
+
+
+def named(path: str) -> str:
+    """What names a file: a path, or that of a URL, without what may be a secret in its query."""
+    return urlsplit(path).path if is_url(path) else path
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from colazip.archive.blocks import drop_layers
-from colazip.archive.format import BLOCKS, CODEBOOK
+from colazip.archive.format import BLOCKS
 from colazip.archive.output import AtomicFile
 from colazip.archive.writer import Container
 from colazip.errors import FormatError, MissingLayerError, UsageError
@@ -84,9 +84,7 @@ def strip(archive: Archive, layers: Sequence[str], out: str | os.PathLike[str], 
                     container.add_section(section.kind, archive._store.read_chunks(section))
             container.end_group(group.records, group.parts, group.blocks, group.named)
         embedder = archive.manifest.embedder if SEARCH in kept else None
-        if embedder is not None:
-            codebook = container.add_section(CODEBOOK, archive._store.read_chunks(embedder.section))
-            embedder = replace(embedder, section=codebook)
+        embedder = container.copy_codebook(archive._store, embedder)
         manifest = replace(
             archive.manifest,
             layers=kept,

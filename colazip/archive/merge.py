@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from colazip.archive.format import CODEBOOK, FORMAT_VERSION, MAX_ABRIDGED, ROWS, Manifest
+from colazip.archive.format import FORMAT_VERSION, MAX_ABRIDGED, ROWS, Manifest
 from colazip.archive.output import AtomicFile
 from colazip.archive.reader import Archive
 from colazip.archive.record import PackSummary
 from colazip.archive.rows import with_ids
-from colazip.archive.writer import Container, KnownIds, check_source
+from colazip.archive.writer import Container, KnownIds, check_source, own_ids
 from colazip.errors import InputError, UsageError
 from colazip.version import __version__
 
@@ -57,8 +57,7 @@ def merge(
                 text_bytes += manifest.text_bytes
         if embedder is not None:
             with Archive(paths[0]) as first:
-                codebook = container.add_section(CODEBOOK, first._store.read_chunks(embedder.section))
-            embedder = replace(embedder, section=codebook)
+                embedder = container.copy_codebook(first._store, embedder)
         abridged = "; ".join(dict.fromkeys(m.abridged for m in manifests if m.abridged))
         merged = replace(
             manifests[0],
@@ -138,7 +137,7 @@ def copy_group(
     # Where records have ids of their own, those that happen to be their numbers are such, too.
     if numbers_are_ids or group.named or "id_column" in archive.source:
         names = store.names(number, 0, group.records)
-        own = [None if name == str(first + i) else name for i, name in enumerate(names)]
+        own = own_ids(names, first)
     try:
         named = known.add(own, first)
     except InputError as error:

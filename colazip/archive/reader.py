@@ -50,6 +50,7 @@ from colazip.layers import (
     ArchiveCodec,
     Block,
     SearchCodec,
+    check_readable,
     holds_text,
     in_batches,
 )
@@ -244,6 +245,11 @@ class Archive:
         return self.manifest.codec_id
 
     @property
+    def file_bytes(self) -> int:
+        """Size of the archive's file."""
+        return self._store.file_bytes
+
+    @property
     def source(self) -> dict[str, Any]:
         """What `pack` was told about where the records came from."""
         return self.manifest.source
@@ -266,8 +272,7 @@ class Archive:
         UsageError for another layer or a filter that can't be read, MissingLayerError where the archive
         has not that layer.
         """
-        if layer not in (EXACT, GIST):
-            raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+        check_readable(layer)
         if layer == EXACT:
             self._need_text()
         else:
@@ -393,8 +398,7 @@ class Archive:
         """
         from colazip.arrow import batches, columns_of
 
-        if layer not in (EXACT, GIST):
-            raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+        check_readable(layer)
         if isinstance(columns, str):
             raise UsageError("columns are a list of names, not one name")
         chosen = columns_of(self, columns, binary=binary)

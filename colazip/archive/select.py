@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from colazip.archive.filters import passing
-from colazip.archive.format import CODEBOOK, FORMAT_VERSION, text_crc
+from colazip.archive.format import FORMAT_VERSION, text_crc
 from colazip.archive.merge import copy_group
 from colazip.archive.output import AtomicFile
 from colazip.archive.reader import Archive
 from colazip.archive.record import PackSummary
 from colazip.archive.selection import rows_of
-from colazip.archive.writer import Container, KnownIds, Rows, pack, write_group
+from colazip.archive.writer import Container, KnownIds, Rows, own_ids, pack, write_group
 from colazip.errors import UsageError
 from colazip.layers import BLOCK_BYTES, BLOCK_PARTS, GIST, LAYERS, OF_TEXT, PLAIN, SEARCH, Block
 from colazip.presets import BALANCED, SMALL
@@ -94,16 +94,12 @@ def select(
                 kept_bytes, cut_bytes = kept_bytes + kept, cut_bytes + held
             if progress is not None:
                 progress(records, kept_bytes)
-        embedder = manifest.embedder
-        if embedder is not None:
-            codebook = container.add_section(CODEBOOK, store.read_chunks(embedder.section))
-            embedder = replace(embedder, section=codebook)
         selected = replace(
             manifest,
             writer=__version__,
             text_bytes=_text_bytes(archive, fates, kept_bytes, cut_bytes, len(wanted) and wanted.mean()),
             groups=tuple(container.groups),
-            embedder=embedder,
+            embedder=container.copy_codebook(store, manifest.embedder),
         )
         container.finish(selected)
         return PackSummary(records, selected.parts, selected.blocks, selected.text_bytes, file.size)
@@ -133,16 +129,18 @@ def _fates(archive: Archive, wanted: np.ndarray) -> _Fates:
             (found.kept if mine.all() else found.gone).extend(places)
             continue
         starts = archive._store.tables(number)[0].starts
-        counts = np.add.reduceat(_kept_parts(archive, number, mine), starts[:-1], dtype=np.int64)
+        _, counts = _kept_parts(archive, number, mine)
         for place, count, held in zip(places, counts, np.diff(starts), strict=True):
             (found.kept if count == held else found.cut if count else found.gone).append(place)
     return found
 
 
-def _kept_parts(archive: Archive, number: int, mine: np.ndarray) -> np.ndarray:
-    """bool [parts] of a group: those of records that stay. mine: bool [records] of it."""
-    starts = archive._store.tables(number)[1].starts
-    return mine if starts is None else np.repeat(mine, np.diff(starts))
+def _kept_parts(archive: Archive, number: int, mine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a group the parts of records that stay, bool [parts], and how many each block has of them, int64
+    [blocks]. mine: bool [records] of it."""
+    table, rows = archive._store.tables(number)
+    kept = mine if rows.starts is None else np.repeat(mine, np.diff(rows.starts))
+    return kept, np.add.reduceat(kept, table.starts[:-1], dtype=np.int64)
 
 
 def _check_can_cut(archive: Archive) -> None:
@@ -182,12 +180,11 @@ def _cut_group(archive: Archive, number: int, mine: np.ndarray, first: int) -> t
     metadata = list(rows.metadata(0, len(mine)))
     group = Rows(
         first,
-        ids=[None if names[row] == str(first + i) else names[row] for i, row in enumerate(chosen)],
+        ids=own_ids([names[row] for row in chosen], first),
         parts=[stop - start for start, stop in map(rows.parts, chosen)],
         metadata=[metadata[row] for row in chosen],
     )
-    kept = _kept_parts(archive, number, mine)
-    counts = np.add.reduceat(kept, table.starts[:-1], dtype=np.int64)
+    kept, counts = _kept_parts(archive, number, mine)
     cut = np.flatnonzero((counts > 0) & (counts < np.diff(table.starts))).tolist()
     decoded = archive._of_group(archive._decode, number, cut, OF_TEXT)
     pieces = list(_pieces(archive, number, kept, decoded))

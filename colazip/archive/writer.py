@@ -7,7 +7,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -16,10 +16,12 @@ import numpy as np
 from colazip.archive.blocks import dump_blocks
 from colazip.archive.format import (
     BLOCKS,
+    CODEBOOK,
     FORMAT_VERSION,
     MAGIC,
     MAX_MANIFEST_BYTES,
     ROWS,
+    EmbedderInfo,
     Group,
     Manifest,
     Section,
@@ -29,6 +31,7 @@ from colazip.archive.format import (
 from colazip.archive.output import AtomicFile
 from colazip.archive.record import PackSummary, Record
 from colazip.archive.rows import dump_rows
+from colazip.archive.store import Store
 from colazip.errors import InputError, UsageError
 from colazip.layers import (
     BLOCK_BYTES,
@@ -127,6 +130,12 @@ class Container:
         """The sections since the last call are a group."""
         self.groups.append(Group(records, parts, blocks, named, self._sections))
         self._sections = {}
+
+    def copy_codebook(self, store: Store, embedder: EmbedderInfo | None) -> EmbedderInfo | None:
+        """The codebook of another archive, behind all groups; what the manifest says of it from now on."""
+        if embedder is None:
+            return None
+        return replace(embedder, section=self.add_section(CODEBOOK, store.read_chunks(embedder.section)))
 
     def finish(self, manifest: Manifest) -> None:
         """Write manifest and footer and let the file appear."""
@@ -323,6 +332,11 @@ class KnownIds:
         while self._runs and len(self._runs[-1]) < 2 * len(hashes):
             hashes = np.concatenate([self._runs.pop(), hashes])
         self._runs.append(np.sort(hashes))
+
+
+def own_ids(names: Sequence[str], first: int) -> list[str | None]:
+    """Ids to keep of records from the ordinal `first` on: None for those that go by their numbers there."""
+    return [None if name == str(first + i) else name for i, name in enumerate(names)]
 
 
 def _hashes(ids: Iterable[str]) -> np.ndarray:

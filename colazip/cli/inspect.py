@@ -93,7 +93,7 @@ def strip(archive: str, drop: tuple[str, ...], output: str, force: bool, console
         raise UsageError("--drop names no layer; choose from search, gist, exact, plain")
     check_free(output, force)
     with open_archive(archive) as opened:
-        before = opened.info()["file_bytes"]
+        before = opened.file_bytes
         opened.strip(drop, output, overwrite=force)
     console.note(f"{output}: {size(before)} -> {size(os.path.getsize(output))} without {', '.join(drop)}")
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import click
 
@@ -16,7 +15,7 @@ from colazip.cli.console import Console, amount
 from colazip.cli.model_option import given_codec, load_codec, model_options
 from colazip.cli.options import console_options
 from colazip.errors import InputError, UsageError
-from colazip.remote import is_url
+from colazip.remote import is_url, named
 
 if TYPE_CHECKING:
     from colazip.transport.server import ArchiveServer
@@ -103,7 +102,7 @@ def _named(archives: Sequence[str]) -> dict[str, str]:
     for argument in archives:
         name, separator, path = argument.partition("=")
         if not separator or os.path.exists(argument) or is_url(argument):
-            name, path = Path(urlsplit(argument).path if is_url(argument) else argument).stem, argument
+            name, path = Path(named(argument)).stem, argument
         if name in paths:
             raise UsageError(f"{paths[name]} and {path} would both be {name!r}; name one, as in NAME={path}")
         paths[name] = path

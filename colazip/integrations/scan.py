@@ -16,7 +16,7 @@ from colazip.archive import Archive
 from colazip.archive.format import ROWS
 from colazip.arrow import Columns, batches, columns_of
 from colazip.errors import InputError, UsageError
-from colazip.layers import EXACT, GIST, ArchiveCodec
+from colazip.layers import ArchiveCodec, check_readable
 from colazip.oneshot import default_codec
 from colazip.remote import absolute
 
@@ -103,8 +103,8 @@ class Scan:
         chosen = columns_of(archive, columns, binary=binary)
         if chosen.reads_text:
             archive.records(0, 0, layer=layer)
-        elif layer not in (EXACT, GIST):
-            raise UsageError(f"layer {layer!r} can't be read as text; choose exact or gist")
+        else:
+            check_readable(layer)
         if where is not None:
             next(archive.ids(where), None)
         manifest = archive.manifest
